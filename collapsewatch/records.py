@@ -1,0 +1,220 @@
+"""The nouns: what is measured at one step, what is concluded from it, what was done about it.
+
+Frozen dataclasses and enums only. Every other module imports from here; this one imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+Stop = Literal["eos", "length", "unknown"]
+"""Why a turn ended: it sampled its end-of-turn token, it hit the length limit, or nobody recorded it."""
+
+
+class Slot(StrEnum):
+    """A kind of position in a turn: what stands before the token that is predicted there."""
+
+    START = "start"  # after the assistant header
+    OPEN = "open"  # right after an opened call
+    BODY = "body"  # inside call arguments
+    CLOSE = "close"  # after a closed call
+    TEXT = "text"  # prose
+    THINK = "think"  # inside a reasoning block
+    END = "end"  # after the end of the turn
+
+
+SLOTS: tuple[Slot, ...] = tuple(Slot)
+"""Slots by code: `SLOTS[code]`; arrays hold codes as int8."""
+
+
+class Structure(StrEnum):
+    """The state of one turn (paper, section 4.3)."""
+
+    TOOL_CALL = "tool_call"
+    RESPONSE = "response"
+    POLLUTED = "polluted"
+    COLLAPSED = "collapsed"
+
+    @property
+    def healthy(self) -> bool:
+        return self in (Structure.TOOL_CALL, Structure.RESPONSE)
+
+
+class Tier(StrEnum):
+    """How serious an alarm row is, or how it ended."""
+
+    WATCH = "watch"  # worth a free action (an extra checkpoint, denser logging); no false-alarm guarantee
+    ALARM = "alarm"
+    HOLD = "hold"  # an alarm that is still true
+    CLEARED = "cleared"
+    REBASELINED = "rebaselined"  # never cleared: the new level was taken as normal, and said so
+
+
+class Verdict(StrEnum):
+    """What `analyze` says of a run."""
+
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    RECOVERED = "recovered"  # collapsed and came back
+    SILENT = "silent"  # structure lost, reward intact
+    COLLAPSED = "collapsed"
+    DEAD = "dead"  # never alive
+    UNJUDGED = "unjudged"  # too little to say
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One parsed tool call."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Classified:
+    """One turn, judged: its structure, the reason (`ok` when healthy) and the calls that parse strictly."""
+
+    structure: Structure
+    reason: str
+    calls: tuple[Call, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What a detector reads of one stream at one step.
+
+    `value` is the mean over prompt groups: a hazard (expected illegal emissions per turn, >= 0) or a rate or
+    probability in [0, 1]. `n` counts prompt groups, the sample size; `stderr` is clustered by prompt group.
+    """
+
+    stream: str
+    value: float
+    n: int
+    stderr: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ControlRow:
+    """One control token in one slot at one step: probability statistics over `n` scored positions.
+
+    `hazard` is the mean over turns of the sum of -log(1-p); `expected` is the sum of p and `sampled` how often
+    the token was really drawn there (the two agree when the probe is right).
+    """
+
+    token: str
+    slot: str
+    legal: bool
+    n: int
+    mean: float
+    p50: float
+    p99: float
+    max: float
+    hazard: float
+    expected: float
+    sampled: int
+
+
+@dataclass(frozen=True, slots=True)
+class TurnRow:
+    """One assistant message of one rollout."""
+
+    rollout: int
+    turn: int
+    structure: str
+    reason: str
+    stop: str
+    tokens: int
+    calls: int
+    hazard: float
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutRow:
+    """One sampled multi-turn trajectory; `structure` is its worst turn's."""
+
+    rollout: int
+    group: int
+    reward: float
+    advantage: float
+    turns: int
+    tokens: int
+    calls: int
+    env_errors: int
+    structure: str
+    hazard: float
+    prompt: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """Everything measured at one optimizer step. `metrics` uses TRL's names (`reward`, `entropy`, ...)."""
+
+    step: int
+    time: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    observations: tuple[Observation, ...] = ()
+    control: tuple[ControlRow, ...] = ()
+    turns: tuple[TurnRow, ...] = ()
+    rollouts: tuple[RolloutRow, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """One stream's part in an alarm: its share of the evidence, its level, and what would have been tolerated."""
+
+    stream: str
+    share: float
+    level: float
+    baseline: float
+    tolerance: float
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """A detector's finding at one step. `log_e` is the log evidence, to be compared with `log_bound`."""
+
+    step: int
+    tier: Tier
+    detector: str
+    drivers: tuple[Driver, ...]
+    onset_step: int
+    log_e: float
+    log_bound: float
+    kind: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a detector holds after one step: global log evidence and, per stream, what it rests on."""
+
+    step: int
+    detector: str
+    log_e: float
+    log_bound: float
+    drivers: tuple[Driver, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """One application of an intervention. `status` is `applied`, `effect` (measured later), `skipped` or `failed`."""
+
+    step: int
+    name: str
+    schedule: str
+    trigger_step: int
+    status: str
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to the run: `started`, `finished`, `interrupted`, `failed`, `fault`, `mark`, ..."""
+
+    step: int
+    time: float
+    name: str
+    detail: str = ""

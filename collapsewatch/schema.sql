@@ -1,0 +1,103 @@
+-- One run is one file, `run.duckdb`. Tables are append-only; rowid is the reader's watermark.
+-- A comment after a column says what it holds; docs/schema.md is checked against this file.
+
+CREATE TABLE IF NOT EXISTS steps (      -- one row per optimizer step and rank
+    step BIGINT,                        -- optimizer step, from 1
+    rank SMALLINT,                      -- process that measured it
+    time DOUBLE                         -- Unix seconds at the end of the step
+);
+CREATE TABLE IF NOT EXISTS metrics (    -- every scalar, long form
+    step BIGINT,
+    rank SMALLINT,
+    metric VARCHAR,                     -- TRL's name where TRL has one
+    value DOUBLE
+);
+CREATE TABLE IF NOT EXISTS observations ( -- what the detectors read
+    step BIGINT,
+    stream VARCHAR,                     -- `hazard:<tool_call>@text`, `polluted`, `parse_failure`, ...
+    value DOUBLE,                       -- hazard per turn, or a rate or probability in [0, 1]
+    n BIGINT,                           -- prompt groups behind it
+    stderr DOUBLE                       -- standard error, clustered by prompt group
+);
+CREATE TABLE IF NOT EXISTS evidence (   -- what the detectors made of it
+    step BIGINT,
+    detector VARCHAR,
+    stream VARCHAR,                     -- '' for the detector's global evidence
+    log_e DOUBLE,                       -- log evidence (global row only)
+    log_bound DOUBLE,                   -- the alarm bound it is compared with (global row only)
+    share DOUBLE,                       -- this stream's share of the evidence
+    level DOUBLE,                       -- the observed level, as the detector reads it
+    baseline DOUBLE,                    -- the stream's own slow baseline
+    tolerance DOUBLE                    -- the level that would still have been tolerated
+);
+CREATE TABLE IF NOT EXISTS control (    -- control-token probabilities by slot
+    step BIGINT,
+    rank SMALLINT,
+    token VARCHAR,
+    slot VARCHAR,
+    legal BOOLEAN,                      -- may this token stand in this slot?
+    n BIGINT,                           -- scored positions
+    mean DOUBLE,                        -- of the probability
+    p50 DOUBLE,
+    p99 DOUBLE,
+    max DOUBLE,
+    hazard DOUBLE,                      -- mean over turns of the sum of -log(1-p)
+    expected DOUBLE,                    -- sum of p: emissions expected
+    sampled BIGINT                      -- emissions seen
+);
+CREATE TABLE IF NOT EXISTS turns (      -- one row per assistant message
+    step BIGINT,
+    rank SMALLINT,
+    rollout INTEGER,
+    turn INTEGER,
+    structure VARCHAR,                  -- tool_call, response, polluted, collapsed
+    reason VARCHAR,
+    stop VARCHAR,                       -- eos, length, unknown
+    tokens INTEGER,
+    calls INTEGER,                      -- calls that parse strictly
+    hazard DOUBLE                       -- illegal control-token emissions expected in this turn
+);
+CREATE TABLE IF NOT EXISTS rollouts (   -- one row per trajectory; text for a sampled part
+    step BIGINT,
+    rank SMALLINT,
+    rollout INTEGER,
+    "group" INTEGER,                    -- rollouts of one prompt share it
+    reward DOUBLE,
+    advantage DOUBLE,
+    turns INTEGER,
+    tokens INTEGER,
+    calls INTEGER,
+    env_errors INTEGER,                 -- tool or environment failures, never turned into reward
+    structure VARCHAR,                  -- the worst turn's
+    hazard DOUBLE,
+    prompt VARCHAR,
+    text VARCHAR                        -- control tokens kept as written
+);
+CREATE TABLE IF NOT EXISTS alarms (
+    step BIGINT,
+    tier VARCHAR,                       -- watch, alarm, hold, cleared, rebaselined
+    detector VARCHAR,
+    kind VARCHAR,                       -- control_token_spike, eos_loss, format_breakage, ...
+    onset_step BIGINT,                  -- when it began, estimated
+    log_e DOUBLE,
+    log_bound DOUBLE,
+    drivers VARCHAR                     -- JSON list of {stream, share, level, baseline, tolerance}
+);
+CREATE TABLE IF NOT EXISTS interventions (
+    step BIGINT,
+    name VARCHAR,
+    schedule VARCHAR,                   -- synchronous, interleaved, triggered
+    trigger_step BIGINT,                -- the alarm that asked for it
+    status VARCHAR,                     -- applied, effect, skipped, failed
+    detail VARCHAR                      -- JSON: examples, updates, loss, streams before and after
+);
+CREATE TABLE IF NOT EXISTS events (
+    step BIGINT,
+    time DOUBLE,
+    name VARCHAR,                       -- started, finished, interrupted, failed, fault, mark, ...
+    detail VARCHAR
+);
+CREATE TABLE IF NOT EXISTS _offsets (   -- how far each journal segment has been merged
+    file VARCHAR PRIMARY KEY,
+    offset_bytes BIGINT
+);
