@@ -75,11 +75,15 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Classified:
-    """One turn, judged: its structure, the reason (`ok` when healthy) and the calls that parse strictly."""
+    """One turn, judged: its structure, the reason (`ok` when healthy) and the calls that parse strictly.
+
+    `attempted` counts the calls opened, so the parse failure rate is `1 - len(calls) / attempted`.
+    """
 
     structure: Structure
     reason: str
     calls: tuple[Call, ...] = ()
+    attempted: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,102 @@
+"""The hard limit: at least half of the outcomes are bad, and twice as many as normal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..records import Evidence, Observation
+from .base import NOTHING, Detector, drivers
+from .baseline import SelfStartingBaseline
+from .streams import BAD_OUTCOMES, StreamTable
+
+
+class HardLimit(Detector):
+    """Speaks on one step with `min_groups` prompt groups behind it, on two in a row with fewer.
+
+    `log_e` is the log of how many times the limit `max(level, ratio x baseline)` is reached; the bound is 0.
+    It stands outside the false-alarm bound: 0.2 to 1.1 per 10,000 steps were measured.
+    """
+
+    name: ClassVar[str] = "hard_limit"
+    log_bound: ClassVar[float] = 0.0
+
+    def __init__(self, level: float = 0.5, ratio: float = 2.0, min_groups: int = 8) -> None:
+        self.limit, self.ratio, self.min_groups = level, ratio, min_groups
+        self.reset()
+
+    def reset(self) -> None:
+        self.table = StreamTable()
+        self.baseline = SelfStartingBaseline()
+        self.level = np.zeros(0)  # (S,) last value
+        self.before = np.zeros(0)  # (S,) log excess one step before
+        self.since = np.zeros(0, dtype=np.int64)  # (S,) first step of the present streak over the limit
+        self._onset = 0
+
+    def forget(self) -> None:
+        self.before[:] = NOTHING
+
+    def mark_event(self, step: int, name: str) -> None:
+        self.baseline.restart()
+
+    def update(self, step: int, observations: Sequence[Observation]) -> Evidence:
+        at, y, n = self.table.read(observations, only=BAD_OUTCOMES)
+        self._fit()
+        # A rate that starts high is the health check's business: without a baseline nothing is a jump.
+        known = self.baseline.usable()[at]
+        limit = np.maximum(self.limit, self.ratio * self.baseline.values())
+        excess = np.log(np.maximum(y, 1e-6) / limit[at])
+        over = known & (excess >= 0)
+        held = np.where(n >= self.min_groups, excess, np.minimum(excess, self.before[at]))
+        held = np.maximum(np.where(known, held, NOTHING), NOTHING)
+        self.since[at] = np.where(self.before[at] >= 0, self.since[at], step)
+        self.before[at] = np.where(known, excess, NOTHING)
+        self.level[at] = y
+        self.baseline.update(at, y, over)
+        speaks = at[held >= 0]
+        share = np.zeros(self.level.size)
+        if speaks.size:
+            self._onset = int(self.since[speaks].min())
+            share[speaks] = self.level[speaks] / self.level[speaks].sum()
+        rows = drivers(self.table.names, share, self.level, self.baseline.values(), limit)
+        return Evidence(step, self.name, float(held.max(initial=NOTHING)), self.log_bound, rows)
+
+    def onset(self) -> int:
+        return self._onset
+
+    def first_mover(self) -> str:
+        running = np.flatnonzero(self.before >= 0)
+        return self.table.specs[int(running[np.argmin(self.since[running])])].name if running.size else ""
+
+    def _fit(self) -> None:
+        new = len(self.table.specs) - self.level.size
+        if new:
+            self.baseline.grow(self.table.floors[-new:])
+            self.level = np.concatenate([self.level, np.zeros(new)])
+            self.before = np.concatenate([self.before, np.full(new, NOTHING)])
+            self.since = np.concatenate([self.since, np.zeros(new, dtype=np.int64)])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "streams": self.table.names,
+            "ignored": self.table.ignored,
+            "baseline": self.baseline.state_dict(),
+            "level": self.level.tolist(),
+            "before": self.before.tolist(),
+            "since": self.since.tolist(),
+            "onset": self._onset,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.reset()
+        for name in state["streams"]:
+            self.table.add(name)
+        self.table.ignored = state["ignored"]
+        self._fit()
+        self.baseline.load_state_dict(state["baseline"])
+        self.level = np.array(state["level"], dtype=np.float64)
+        self.before = np.array(state["before"], dtype=np.float64)
+        self.since = np.array(state["since"], dtype=np.int64)
+        self._onset = state["onset"]

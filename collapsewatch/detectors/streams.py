@@ -1,0 +1,204 @@
+"""Streams: the names a detector understands, and what each one tolerates.
+
+`hazard`, `hazard:<token>`, `hazard@slot` and `hazard:<token>@slot` are expected illegal emissions per turn;
+`no_end`, `reopen`, `no_call_start` and `call_in_text` are probabilities on the legal side, turned so that up
+is bad; the rest are outcome rates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import exp
+from typing import Literal
+
+import numpy as np
+
+from ..records import SLOTS, Observation
+
+Kind = Literal["hazard", "probability", "rate"]
+
+FLOOR: dict[Kind, float] = {"hazard": 1e-3, "probability": 1e-2, "rate": 1e-2}
+"""Added before the logarithm: below it a difference means nothing."""
+
+WEIGHTS: dict[str, float] = {
+    "total": 0.20,
+    "token": 0.15,
+    "slot": 0.10,
+    "cell": 0.10,
+    "outcome": 0.30,
+    "legal": 0.15,
+    "call_rate": 0.02,
+}
+"""Prior weight per group, shared by the streams of a group that exist."""
+
+
+class UnknownStream(ValueError):
+    """A stream name that no detector understands."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToleranceNull:
+    """The level a stream may have: `max(abs, ratio x its own baseline)`, inside [1e-4, 0.995]."""
+
+    abs: float
+    ratio: float
+
+    def __post_init__(self) -> None:
+        if not (0 < self.abs < 1 and self.ratio >= 1):
+            raise ValueError(
+                f"tolerance: got abs={self.abs}, ratio={self.ratio}, expected 0 < abs < 1 <= ratio"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSpec:
+    """What a stream is: unit, tolerances (of the alarm and the watch tier), weight group, token and slot."""
+
+    name: str
+    kind: Kind
+    null: ToleranceNull
+    weight_group: str
+    token: str = ""
+    slot: str = ""
+    watch: ToleranceNull = ToleranceNull(0.001, 2.0)
+
+    @property
+    def failure(self) -> str:
+        """The failure that a rise of this stream speaks for."""
+        return FAILURES.get(self.name, "control_token_spike")
+
+
+# Chosen on simulated runs. On the legal side they are log-odds of 0 (0.5), -1 (0.27) and a rise of 1.5 nat.
+_RARE, _RARE_WATCH = ToleranceNull(0.02, 3.0), ToleranceNull(0.01, 2.0)
+_HALF = ToleranceNull(0.5, 3.0)
+_SELDOM = ToleranceNull(
+    0.73, 1.25
+)  # call rate: a ratio of 3 would leave a run that calls in every 2nd turn unwatched
+_NAMED: dict[str, StreamSpec] = {
+    s.name: s
+    for s in (
+        StreamSpec("no_end", "probability", _HALF, "legal", watch=ToleranceNull(0.3, 2.0)),
+        StreamSpec("reopen", "probability", _HALF, "legal", watch=ToleranceNull(0.3, 2.0)),
+        StreamSpec("no_call_start", "probability", _SELDOM, "legal", watch=ToleranceNull(0.6, 1.2)),
+        StreamSpec(
+            "call_in_text",
+            "probability",
+            ToleranceNull(0.05, exp(1.5)),
+            "legal",
+            watch=ToleranceNull(0.03, 3.0),
+        ),
+        StreamSpec("polluted", "rate", _RARE, "outcome", watch=_RARE_WATCH),
+        StreamSpec("collapsed", "rate", _RARE, "outcome", watch=_RARE_WATCH),
+        StreamSpec("empty", "rate", _RARE, "outcome", watch=_RARE_WATCH),
+        StreamSpec("truncated", "rate", _RARE, "outcome", watch=_RARE_WATCH),
+        StreamSpec("repeated", "rate", _RARE, "outcome", watch=_RARE_WATCH),
+        StreamSpec(
+            "parse_failure", "rate", ToleranceNull(0.10, 2.0), "outcome", watch=ToleranceNull(0.08, 1.5)
+        ),
+        StreamSpec("no_call", "rate", _SELDOM, "call_rate", watch=ToleranceNull(0.6, 1.2)),
+    )
+}
+FAILURES: dict[str, str] = {
+    "no_end": "eos_loss",
+    "reopen": "repetition",
+    "no_call_start": "tool_abandonment",
+    "no_call": "tool_abandonment",
+    "polluted": "format_breakage",
+    "parse_failure": "format_breakage",
+    "collapsed": "format_breakage",
+    "empty": "early_stop",
+    "truncated": "length_runaway",
+    "repeated": "repetition",
+}
+"""The failure a stream speaks for; every other stream (hazards, a call in prose) is a control-token spike."""
+
+BAD_OUTCOMES: frozenset[str] = frozenset(name for name, s in _NAMED.items() if s.weight_group == "outcome")
+"""Rates that are bad whatever the task: what the hard limit and the health check look at."""
+
+_HAZARD = ToleranceNull(0.005, 3.0)
+_GROUPS = {(False, False): "total", (True, False): "token", (False, True): "slot", (True, True): "cell"}
+
+
+@lru_cache(maxsize=8192)
+def spec(name: str) -> StreamSpec:
+    """What the stream `name` is.
+
+    >>> spec("hazard:<tool_call>@text").weight_group
+    'cell'
+
+    Raises:
+        UnknownStream: the message lists the names that exist.
+    """
+    if name in _NAMED:
+        return _NAMED[name]
+    head, at, slot = name.rpartition("@")
+    # A token may hold an `@` itself (`<@end>`): only a slot's name after the last one makes a slot.
+    if not (at and slot in tuple(SLOTS)):
+        head, slot = name, ""
+    stem, colon, token = head.partition(":")
+    if stem != "hazard" or bool(colon) != bool(token) or (not colon and "@" in head):
+        known = ", ".join(("hazard", "hazard:TOKEN", "hazard@SLOT", "hazard:TOKEN@SLOT", *_NAMED))
+        raise UnknownStream(
+            f"stream: got {name!r}, expected one of {known} with SLOT one of {', '.join(SLOTS)}"
+        )
+    return StreamSpec(name, "hazard", _HAZARD, _GROUPS[bool(token), bool(slot)], token, slot)
+
+
+class StreamTable:
+    """Streams by index in order of first sight, and how one step's observations become arrays."""
+
+    def __init__(self) -> None:
+        self.specs: list[StreamSpec] = []
+        self.floors: list[float] = []  # below it a difference means nothing, given the first sample size
+        self.index: dict[str, int] = {}
+        self._hazard: list[bool] = []
+        self.ignored = 0  # observations that were not a number, out of range, or named twice in one step
+
+    @property
+    def names(self) -> list[str]:
+        return [s.name for s in self.specs]
+
+    def read(
+        self, observations: Sequence[Observation], only: frozenset[str] | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Indices, values in [0, 1] (hazards as `1 - exp(-H)`) and prompt groups: three (P,) arrays."""
+        taken = [o for o in observations if only is None or o.stream in only]
+        new = [o for o in taken if o.stream not in self.index and o.value >= 0]
+        for o in sorted(
+            new, key=lambda o: o.stream
+        ):  # sorted: the order of one step's observations means nothing
+            self.add(o.stream, o.n)
+        first = {o.stream: o for o in reversed(taken) if o.stream in self.index}
+        at = np.array([self.index[s] for s in first], dtype=np.intp)
+        value = np.array([o.value for o in first.values()], dtype=np.float64)
+        n = np.array([o.n for o in first.values()], dtype=np.int64)
+        hazard = np.array(self._hazard, dtype=bool)[at]
+        valid = (value >= 0) & (hazard | (value <= 1.0 + 1e-9))  # False for NaN too
+        self.ignored += len(taken) - int(valid.sum())
+        y = np.where(hazard, -np.expm1(-value), np.minimum(value, 1.0))
+        return at[valid], y[valid], n[valid]
+
+    def add(self, name: str, n: int = 1) -> int:
+        """The index of a stream, new or known; `n` prompt groups stood behind its first value."""
+        at = self.index.get(name)
+        if at is None:
+            known = spec(name)
+            # A prompt group holds some 8 rollouts: a rate has no finer resolution. With 2 groups a step this
+            # took false alarms from 12 to 0 in 15,000 simulated steps, and cost 0 to 5 steps of delay.
+            fine = 1.0 / (8 * max(n, 1)) if known.kind == "rate" else 0.0
+            at = self.index[name] = len(self.specs)
+            self.specs.append(known)
+            self._hazard.append(known.kind == "hazard")
+            self.floors.append(max(FLOOR[known.kind], fine))
+        return at
+
+    def weights(self) -> np.ndarray:
+        """Weights of the streams seen so far, (S,), summing to one.
+
+        They only shrink when a stream joins and never grow back: coming and going makes no evidence.
+        """
+        groups = [s.weight_group for s in self.specs]
+        raw = np.array([WEIGHTS[g] / groups.count(g) for g in groups], dtype=np.float64)
+        return raw / raw.sum() if raw.size else raw

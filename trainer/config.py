@@ -1,0 +1,155 @@
+"""The trainer's knobs: one flat TOML table, every key checked, an unknown key an error that lists the choices."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+
+class ConfigError(ValueError):
+    """A knob that is unknown, of the wrong type, or out of range: what, got, expected."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything a training run is made of. The string under a field says what it does."""
+
+    name: str = "run"
+    """Name of the run's folder below `logdir`."""
+    logdir: str = "logs"
+    """Folder that holds runs."""
+    seed: int = 0
+    """Seeds tasks, sampling and the tiny model."""
+    model: str = "tiny"
+    """`tiny`, a model folder, a hub name, or a `.gguf` file."""
+    warm_start: int = 360
+    """Supervised batches the tiny model starts from (cached); other models start as they are."""
+    environment: str = "chain"
+    """A listed environment, or `pkg.mod:Class`."""
+    chat_format: str = "hermes"
+    """The chat format the model is trained in."""
+    steps: int = 100
+    """Optimizer steps."""
+    learning_rate: float = 1e-3
+    """Constant after `warmup_steps`."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises from 0."""
+    prompts: int = 8
+    """Prompt groups a step."""
+    rollouts: int = 8
+    """Rollouts a prompt group."""
+    max_turns: int = 8
+    """Assistant turns an episode may have."""
+    max_turn_tokens: int = 40
+    """Tokens one turn may have; a turn cut here counts as truncated."""
+    temperature: float = 1.0
+    """Of sampling, and of the log-probs that are trained."""
+    beta: float = 0.0
+    """Weight of the KL term against the starting policy."""
+    num_iterations: int = 1
+    """Passes over each batch of rollouts."""
+    loss_type: str = "dapo"
+    """TRL's name of the policy loss."""
+    max_grad_norm: float = 1.0
+    """Gradient clipping."""
+    vllm: bool = False
+    """Sample with vLLM, in the same process, where it is installed."""
+    bf16: bool = False
+    """Train in bfloat16 autocast."""
+    intervention: str = "none"
+    """What the supervisor starts on an alarm: `none`, or a listed intervention."""
+    sft_learning_rate: float = 1e-3
+    """Learning rate of an intervention's supervised updates."""
+    sft_updates: int = 8
+    """Supervised updates one application makes."""
+    fa_per_10k: float = 50.0
+    """False-alarm budget of the detector, per 10,000 steps."""
+    save_steps: int = 0
+    """Checkpoint every so many steps; 0 saves none."""
+
+    def __post_init__(self) -> None:
+        for knob, low in _AT_LEAST.items():
+            if getattr(self, knob) < low:
+                raise ConfigError(f"{knob}: got {getattr(self, knob)!r}, expected at least {low}")
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            raise ConfigError(f"name: got {self.name!r}, expected a plain folder name")
+
+    def to_toml(self) -> str:
+        """The config as TOML, every knob written out."""
+        return "".join(f"{key} = {_toml(value)}\n" for key, value in asdict(self).items())
+
+
+_AT_LEAST: dict[str, float] = {
+    "seed": 0, "warm_start": 0, "steps": 1, "learning_rate": 0.0, "warmup_steps": 0, "prompts": 1, "rollouts": 2,
+    "max_turns": 1, "max_turn_tokens": 1, "temperature": 1e-3, "beta": 0.0, "num_iterations": 1,
+    "sft_learning_rate": 0.0, "sft_updates": 1, "fa_per_10k": 1e-6, "save_steps": 0,
+}  # fmt: skip
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    return repr(value)
+
+
+def from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
+    """A config from plain values; `where` names their source in errors.
+
+    >>> from_mapping({"steps": 3}, "here").steps
+    3
+    >>> from_mapping({"step": 3}, "here")
+    Traceback (most recent call last):
+    ...
+    trainer.config.ConfigError: here: got unknown key 'step' (did you mean 'steps'?), expected one of ...
+
+    Raises:
+        ConfigError: an unknown key, or a value of the wrong type or range.
+    """
+    types = get_type_hints(TrainConfig)
+    checked: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in types:
+            near = difflib.get_close_matches(key, types, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ConfigError(f"{where}: got unknown key {key!r}{hint}, expected one of {', '.join(types)}")
+        wanted = types[key]
+        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if type(value) is not wanted:
+            raise ConfigError(f"{where}: {key}: got {value!r} ({type(value).__name__}), expected {wanted.__name__}")
+        checked[key] = value
+    return TrainConfig(**checked)
+
+
+def load_config(path: Path, overrides: tuple[str, ...] = ()) -> TrainConfig:
+    """Read a TOML file, then apply `key=value` overrides (values as TOML; a bare word is a string).
+
+    Raises:
+        ConfigError: an unreadable file, or a value that does not fit.
+    """
+    try:
+        values = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"config: got {str(path)!r} ({error.strerror}), expected a readable TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config: got {str(path)!r} ({error}), expected valid TOML") from error
+    from_mapping(values, str(path))
+    for override in overrides:
+        key, found, text = override.partition("=")
+        if not found:
+            raise ConfigError(f"--set: got {override!r}, expected key=value")
+        try:
+            values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            values[key.strip()] = text
+    return from_mapping(values, "--set")
+
+
+KNOBS = tuple(field.name for field in fields(TrainConfig))

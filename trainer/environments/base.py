@@ -1,0 +1,68 @@
+"""What a task environment offers: tasks, tools, episodes, and an expert that solves every task."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from collapsewatch.records import Call
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One prompt group's problem: the opening messages, and what only the environment knows."""
+
+    prompt: tuple[Message, ...]
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+class Episode(ABC):
+    """One rollout's world. Built anew for every rollout, so that rollouts of a group share nothing."""
+
+    @abstractmethod
+    def call(self, call: Call) -> str:
+        """Execute one tool call and return what the model is shown; a wrong call returns an error text."""
+
+    @abstractmethod
+    def reply(self, text: str) -> str | None:
+        """Take an answer without calls; return the next user message, or None when the episode is over."""
+
+    @abstractmethod
+    def reward(self) -> float:
+        """The reward in [0, 1], final once the episode is over."""
+
+
+class Environment(ABC):
+    """A family member: tools as OpenAI-style schemas, seeded tasks, episodes and expert dialogues."""
+
+    name: ClassVar[str]
+    tools: ClassVar[Sequence[dict[str, Any]]]
+
+    @abstractmethod
+    def tasks(self, count: int, seed: int) -> list[Task]:
+        """`count` tasks; the same seed gives the same tasks."""
+
+    @abstractmethod
+    def start(self, task: Task) -> Episode:
+        """A fresh episode of `task`."""
+
+    @abstractmethod
+    def expert(self, task: Task) -> list[Message]:
+        """The messages after the prompt of a dialogue that earns reward 1."""
+
+
+def tool(name: str, description: str, **parameters: str) -> dict[str, Any]:
+    """An OpenAI-style function schema; every parameter is required, `parameters` maps its name to its type."""
+    properties = {key: {"type": kind} for key, kind in parameters.items()}
+    schema = {"type": "object", "properties": properties, "required": list(parameters)}
+    return {"type": "function", "function": {"name": name, "description": description, "parameters": schema}}
+
+
+def assistant_call(name: str, **arguments: Any) -> Message:
+    """An assistant message that makes one tool call."""
+    call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    return {"role": "assistant", "content": "", "tool_calls": [call]}

@@ -1,0 +1,44 @@
+"""Supervised updates on expert dialogues: the warm start's, and an intervention's in the middle of RL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from .dialogues import TokenRow
+
+
+def collate(rows: Sequence[TokenRow], pad_id: int, device: Any = "cpu") -> dict[str, torch.Tensor]:
+    """Right-padded `input_ids`, `attention_mask` and `labels` (-100 where nothing is learnt), each (B, T)."""
+    width = max(len(row.ids) for row in rows)
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    labels = torch.full((len(rows), width), -100, dtype=torch.long)
+    attention = torch.zeros((len(rows), width), dtype=torch.long)
+    for i, row in enumerate(rows):
+        n = len(row.ids)
+        ids[i, :n] = torch.tensor(row.ids)
+        attention[i, :n] = 1
+        learnt = torch.tensor(row.mask, dtype=torch.bool)
+        labels[i, :n][learnt] = ids[i, :n][learnt]
+    return {"input_ids": ids.to(device), "attention_mask": attention.to(device), "labels": labels.to(device)}
+
+
+def sft_update(
+    model: Any,
+    optimizer: Any,
+    rows: Sequence[TokenRow],
+    pad_id: int,
+    backward: Callable[[torch.Tensor], None] = torch.Tensor.backward,
+    max_grad_norm: float = 1.0,
+) -> float:
+    """One optimizer step of token-mean cross-entropy on `rows`; returns the loss before the step."""
+    batch = collate(rows, pad_id, next(model.parameters()).device)
+    loss = model(**batch).loss
+    optimizer.zero_grad(set_to_none=True)
+    backward(loss)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return float(loss.detach())
