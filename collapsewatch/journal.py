@@ -1,8 +1,8 @@
 """Append-only journal, one per rank: what the training side writes, in a file that no reader can lock.
 
-A segment is a file of frames, each with its length and CRC. One `write` appends the Arrow tables of some steps and
-then a commit frame; whoever reads stops at the last commit frame, so a torn tail never shows half a step.
-A rank holds a lock on `rNNNNN.lock` while it lives: that is the run's sign of life, and it dies with the process.
+A segment is a file of frames, each with its length and CRC. One `write` appends the Arrow tables of some
+steps and then a commit frame; a reader stops at the last commit frame: a torn tail never shows half a step.
+A rank holds a lock on `rNNNNN.lock` while it lives: the run's sign of life, which dies with the process.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 import struct
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -21,7 +21,7 @@ import pyarrow as pa
 
 MAGIC = b"CWJ1".ljust(16, b"\0")
 HEADER = struct.Struct("<IIB7x")
-"""Payload bytes, CRC-32 of kind and payload, kind. 16 bytes; payloads are padded to 8 to keep Arrow aligned."""
+"""Payload bytes, CRC-32 of kind and payload, kind. Payloads are padded to 8 bytes, as Arrow likes it."""
 BATCH, COMMIT = 1, 2  # not 0: a tail of zero bytes must not read as a frame
 MAX_PAYLOAD = 1 << 30
 SEGMENT_BYTES = 64 << 20
@@ -31,7 +31,7 @@ _LOCK_ATTEMPTS = 50  # times 10 ms: who asks whether a rank lives holds its lock
 
 
 class Committed(NamedTuple):
-    """What `read_committed` found: the offset to go on from, and per table its Arrow record batches, in order."""
+    """What `read_committed` found: the offset to go on from, and each table's record batches, in order."""
 
     offset: int
     tables: dict[str, list[Any]]
@@ -57,16 +57,16 @@ class Journal:
             self.close()
             raise
 
-    def write(self, tables: Mapping[str, Any]) -> None:
-        """Append one record batch per table name, and a commit frame: all of it is kept, or none.
+    def write(self, batches: Sequence[tuple[str, Any]]) -> None:
+        """Append record batches, each with its table's name, and a commit frame: all of it is kept, or none.
 
         Raises:
             OSError: nothing was written (the disk is full); the same call may be tried again.
             ValueError: a batch is larger than `MAX_PAYLOAD` bytes.
         """
-        if not tables:
+        if not batches:
             return
-        frames = [_frame(BATCH, _to_ipc(table, batch)) for table, batch in tables.items()]
+        frames = [_frame(BATCH, _to_ipc(table, batch)) for table, batch in batches]
         data = memoryview(b"".join([*frames, _frame(COMMIT, b"")]))
         if self._fd is None or self._size >= self._segment_bytes:
             self._open()
@@ -88,8 +88,8 @@ class Journal:
         self._fd = self._lock = None
 
     def _open(self) -> None:
-        # Names are never used twice, for the database remembers offsets by name; and they sort by age even when
-        # the clock went back.
+        # Names are never used twice, for the database remembers offsets by name; and they sort by age even
+        # when the clock went back.
         taken = [int(path.stem[7:]) for path in segments(self.folder.parent) if rank_of(path) == self.rank]
         serial = max(time.time_ns(), max(taken, default=0) + 1)
         path = self.folder / f"r{self.rank:05d}-{serial:020d}.cwj"
@@ -115,7 +115,7 @@ class Journal:
 
 
 def read_committed(path: Path, after: int = 0) -> Committed:
-    """Everything committed in a segment past byte `after`; a torn tail or a wrong CRC ends the scan without error.
+    """What is committed in a segment past byte `after`; a torn tail or a wrong CRC ends the scan silently.
 
     Raises:
         OSError: the file cannot be read.
@@ -169,7 +169,7 @@ def live_ranks(run_dir: Path) -> set[int]:
 def discard(segment: Path, offset: int) -> None:
     """Remove a segment that nobody writes any more and whose first `offset` bytes are safe elsewhere.
 
-    One with bytes behind them (torn by a crash, or damaged) is renamed to `.torn`: nothing is thrown away unread.
+    One with bytes behind them (torn by a crash, or damaged) is renamed to `.torn`: nothing goes unread.
     """
     if segment.stat().st_size > max(offset, len(MAGIC)):
         segment.rename(segment.with_suffix(".torn"))
@@ -211,7 +211,7 @@ def _read_frame(file: BinaryIO, size: int) -> tuple[int, bytes] | None:
 
 
 def _to_ipc(table: str, batch: Any) -> bytes:
-    """The batch as an Arrow stream that carries its schema (about 1 kB): a frame explains itself, at any offset."""
+    """The batch as an Arrow stream with its schema (about 1 kB): a frame explains itself, at any offset."""
     sink = pa.BufferOutputStream()
     named = batch.replace_schema_metadata({"table": table})
     with pa.ipc.new_stream(sink, named.schema) as stream:

@@ -5,14 +5,14 @@ CREATE TABLE IF NOT EXISTS steps (      -- one row per optimizer step and rank
     step BIGINT,                        -- optimizer step, from 1
     rank SMALLINT,                      -- process that measured it
     time DOUBLE,                        -- Unix seconds at the end of the step
-    logged BIGINT                       -- nanoseconds since 1970 at hand-over; of a step logged twice (resumed run) the larger is valid
+    logged BIGINT                       -- ns since 1970, rising; of a step logged twice the last is valid
 );
 CREATE TABLE IF NOT EXISTS metrics (    -- every scalar, long form
     step BIGINT,
     rank SMALLINT,
     metric VARCHAR,                     -- TRL's name where TRL has one
     value DOUBLE,
-    logged BIGINT                       -- as in steps: which logging of the step the row belongs to
+    logged BIGINT                       -- as in steps; valid if not older than the step's row there
 );
 CREATE TABLE IF NOT EXISTS observations ( -- what the detectors read
     step BIGINT,
@@ -20,7 +20,7 @@ CREATE TABLE IF NOT EXISTS observations ( -- what the detectors read
     value DOUBLE,                       -- hazard per turn, or a rate or probability in [0, 1]
     n BIGINT,                           -- prompt groups behind it
     stderr DOUBLE,                      -- standard error, clustered by prompt group
-    logged BIGINT                       -- as in steps: which logging of the step the row belongs to
+    logged BIGINT                       -- as in steps; valid if not older than the step's row there
 );
 CREATE TABLE IF NOT EXISTS evidence (   -- what the detectors made of it
     step BIGINT,
@@ -47,7 +47,7 @@ CREATE TABLE IF NOT EXISTS control (    -- control-token probabilities by slot
     hazard DOUBLE,                      -- mean over turns of the sum of -log(1-p)
     expected DOUBLE,                    -- sum of p: emissions expected
     sampled BIGINT,                     -- emissions seen
-    logged BIGINT                       -- as in steps: which logging of the step the row belongs to
+    logged BIGINT                       -- as in steps; valid if not older than the step's row there
 );
 CREATE TABLE IF NOT EXISTS turns (      -- one row per assistant message
     step BIGINT,
@@ -60,7 +60,7 @@ CREATE TABLE IF NOT EXISTS turns (      -- one row per assistant message
     tokens INTEGER,
     calls INTEGER,                      -- calls that parse strictly
     hazard DOUBLE,                      -- illegal control-token emissions expected in this turn
-    logged BIGINT                       -- as in steps: which logging of the step the row belongs to
+    logged BIGINT                       -- as in steps; valid if not older than the step's row there
 );
 CREATE TABLE IF NOT EXISTS rollouts (   -- one row per trajectory; text for a sampled part
     step BIGINT,
@@ -77,7 +77,7 @@ CREATE TABLE IF NOT EXISTS rollouts (   -- one row per trajectory; text for a sa
     hazard DOUBLE,
     prompt VARCHAR,
     text VARCHAR,                       -- control tokens kept as written
-    logged BIGINT                       -- as in steps: which logging of the step the row belongs to
+    logged BIGINT                       -- as in steps; valid if not older than the step's row there
 );
 CREATE TABLE IF NOT EXISTS alarms (
     step BIGINT,

@@ -18,7 +18,7 @@ from .formats import format_named
 from .records import Call, Classified, Stop, Structure
 
 Tools = Sequence[str | Mapping[str, Any]]
-"""Tools a call may name: names or OpenAI-style schemas, bare or as `{"type": "function", "function": ...}`."""
+"""Tools a call may name: names, or OpenAI-style schemas, bare or under `function`."""
 
 
 class Reason(StrEnum):
@@ -36,7 +36,7 @@ class Reason(StrEnum):
     ROLE_ECHO = "role_echo"
     UNCLOSED_CALL = "unclosed_call"
     UNCLOSED_THINK = "unclosed_think"
-    MISPLACED_THINK = "misplaced_think"  # a reasoning block after prose or a call
+    MISPLACED_THINK = "misplaced_think"  # a reasoning block that is not the first thing in the turn
     AFTER_END = "after_end"  # anything after the end of the turn
     BROKEN_MARKER = "broken_marker"  # half a marker, as in `<tool_call`
     # polluted, content: the frame holds, what it holds is not a call
@@ -127,9 +127,7 @@ class Parsed:
             self.defects.add(Reason.STRAY_CLOSE)
 
 
-def classify(
-    text: str, format: str = "hermes", stop: Stop = "unknown", tools: Tools | None = None
-) -> Classified:
+def classify(text: str, format: str = "hermes", stop: Stop = "unknown", tools: Tools | None = None) -> Classified:
     """The structure of one assistant turn given as text, with or without its end marker.
 
     `tools`, if given, are the names or schemas that calls are held against. An end marker in the text
@@ -137,7 +135,7 @@ def classify(
 
     >>> classify('<tool_call>{"name": "now", "arguments": {}}</tool_call>').structure.value
     'tool_call'
-    >>> classify("<tool_call><|im_end|>").reason
+    >>> classify("<tool_call><|im_end|>").reason.value
     'control_tokens_only'
 
     Raises:
@@ -169,9 +167,7 @@ def judge(parsed: Parsed, stop: Stop, tools: Tools | None = None) -> Classified:
         defects.add(Reason.NO_ANSWER)
     if stop == "length" and not parsed.ended:
         # What the limit cut off was not closed for that reason alone.
-        defects = (defects - {Reason.UNCLOSED_CALL, Reason.UNCLOSED_THINK, Reason.NO_ANSWER}) | {
-            Reason.TRUNCATED
-        }
+        defects = (defects - {Reason.UNCLOSED_CALL, Reason.UNCLOSED_THINK, Reason.NO_ANSWER}) | {Reason.TRUNCATED}
     if tools is not None:
         defects |= _misused(parsed.calls, tools)
     if defects:

@@ -13,7 +13,7 @@ from flask import Flask, Response, abort, request
 
 from .feed import Feed
 from .pages import PAGES, Page, load_page
-from .theme import plain
+from .theme import aria, plain
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 """Names under which this machine answers itself."""
@@ -56,14 +56,14 @@ def create_app(logdir: Path, allowed_hosts: Iterable[str] = LOOPBACK) -> Dash:
 
 def _frame(feed: Feed, pages: dict[str, Page]) -> Component:
     links = [dcc.Link(page.title, href=f"/{name}", className="cw-link") for name, page in pages.items()]
-    return dmc.MantineProvider(
+    frame: Component = dmc.MantineProvider(
         [
             dcc.Location(id="url"),
             dcc.Interval(id="tick", interval=TICK_MS),
             html.Header(
                 [
                     html.H1("collapsewatch"),
-                    html.Nav(links, **{"aria-label": "Pages"}),
+                    html.Nav(links, **aria("Pages")),
                     html.Span(plain(feed.logdir), className="cw-folder", title="The log folder"),
                     dmc.ColorSchemeToggle(
                         id="scheme",
@@ -71,7 +71,7 @@ def _frame(feed: Feed, pages: dict[str, Page]) -> Component:
                         size="md",
                         lightIcon=html.Span("☀"),
                         darkIcon=html.Span("☾"),
-                        **{"aria-label": "Switch between light and dark"},
+                        **aria("Switch between light and dark"),
                     ),
                 ],
                 className="cw-header",
@@ -80,6 +80,7 @@ def _frame(feed: Feed, pages: dict[str, Page]) -> Component:
         ],
         defaultColorScheme="auto",
     )
+    return frame
 
 
 def _guard(server: Flask, hosts: frozenset[str], scripts: Iterable[str]) -> None:

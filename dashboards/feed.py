@@ -17,10 +17,9 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from collapsewatch.queries import Run, RunError, find_runs, open_run
-from collapsewatch.records import Driver
 
 from .theme import plain
-from .words import cause, number, token_of
+from .words import cause, drivers, number, outcome, token_of
 
 METRICS = {
     "reward": "reward",
@@ -39,6 +38,12 @@ HAZARD_FLOOR = 1e-6
 """A hazard below this is drawn here, since a logarithmic axis has no zero; the hover text says the true
 value.
 """
+
+EXCESS_RANGE = (-8.0, 20.0)
+"""Log evidence less its bound is drawn within these, the same in every run: beyond them more decides nothing."""
+
+MARKS = {"alarm": 1.0, "cleared": 1.0, "intervention": 0.86}
+"""Traces of marks, and how high in a panel each stands: an alarm and what it asked for often share a step."""
 
 LIVE = "running"
 
@@ -85,7 +90,8 @@ class RunFeed:
         self.alarm_count = 0
         self.action: Entry | None = None
         self._gaps: deque[float] = deque(maxlen=20)
-        self._streaks: dict[str, int] = {}
+        self._applied: dict[str, tuple[int | None, int]] = {}
+        self._tiers: dict[str, str] = {}
         self._seen: dict[str, int] = {}
         self._stamp: tuple[Any, ...] = ()
         self._run: Run | None = None
@@ -106,12 +112,12 @@ class RunFeed:
             return
         try:
             self._run = self._run or open_run(self.path)
-            if stamp != self._stamp:
-                for table, take in _TAKERS.items():
-                    rows, self._seen[table] = self._run.since(table, self._seen.get(table, 0))
-                    for row in _records(rows):
-                        take(self, row)
+            # First, for of a live run `since` gives what is merged: the rest comes once it is not.
             self.status = self._run.status()
+            for table, take in _TAKERS.items():
+                rows, self._seen[table] = self._run.since(table, self._seen.get(table, 0))
+                for row in _records(rows):
+                    take(self, row)
         except RunError as error:
             self.error = plain(error)
             return
@@ -153,41 +159,41 @@ class RunFeed:
     def _evidence(self, row: Mapping[str, Any]) -> None:
         if row["stream"] or row["log_e"] is None:
             return
-        detector, bound = row["detector"], row["log_bound"]
-        self._add(
-            f"evidence:{detector}", row["step"], row["log_e"], f"{number(row['log_e'])} of {number(bound)}"
-        )
-        self._add(f"bound:{detector}", row["step"], bound, number(bound))
+        # Detectors have bounds of their own; less the bound, all of them alarm at 0.
+        low, high = EXCESS_RANGE
+        excess = min(max(row["log_e"] - row["log_bound"], low), high)
+        text = f"{number(row['log_e'])}, bound {number(row['log_bound'])}"
+        self._add(f"evidence:{row['detector']}", row["step"], excess, text)
 
     def _alarm(self, row: Mapping[str, Any]) -> None:
-        step, tier, why = row["step"], row["tier"], cause(_drivers(row["drivers"]))
-        if tier in ("alarm", "hold"):
-            since = step if row["onset_step"] is None else row["onset_step"]
-            self.alarm = Entry(since, "alarm", f"ALARM since step {since}: {why}")
-        if tier == "alarm":
+        step, tier, detector, why = row["step"], row["tier"], row["detector"], cause(drivers(row["drivers"]))
+        if tier in ("alarm", "watch"):
+            self._tiers[detector] = tier
+        if self._tiers.get(detector) == "watch":  # it begins, holds and clears like an alarm, but is none
+            self.log.append(Entry(step, "note", f"watch: {why}" if tier == "watch" else f"watch: {plain(tier)}"))
+        elif tier == "alarm":
+            self.alarm = Entry(row["onset_step"], "alarm", f"ALARM since step {row['onset_step']}: {why}")
             self.alarm_count += 1
-            self._mark("alarm", Entry(step, "alarm", f"alarm ({plain(row['detector'])}): {why}"))
+            self._mark("alarm", Entry(step, "alarm", f"alarm ({plain(detector)}): {why}"))
+        elif tier == "hold":
+            self.log.append(Entry(step, "alarm", f"the alarm holds: {why}"))
         elif tier in ("cleared", "rebaselined"):
             self.alarm = None
             said = "alarm cleared" if tier == "cleared" else "alarm ended: the new level was taken as normal"
             self._mark("cleared", Entry(step, "good", said))
-        elif tier == "watch":
-            self.log.append(Entry(step, "note", f"watch: {why}"))
 
     def _intervention(self, row: Mapping[str, Any]) -> None:
         step, name, status = row["step"], plain(row["name"], 60), row["status"]
         if status == "applied":
-            self.action = Entry(step, "action", f"intervention {name} applied at step {step}")
-            follows = self._streaks.get(name) == step - 1
-            self._streaks[name] = step
-            if follows:  # a streak is one action: its first step is marked, not each of them
-                return
-        asked = (
-            f", asked for by the alarm at step {row['trigger_step']}"
-            if row["schedule"] == "triggered"
-            else ""
-        )
-        self._mark("intervention", Entry(step, "action", f"intervention {name} {plain(status, 20)}{asked}"))
+            last, count = self._applied.get(name, (None, 0))
+            self._applied[name] = (step, count + 1)
+            times = f", {count + 1} times in all" if count else ""
+            self.action = Entry(step, "action", f"intervention {name} applied at step {step}{times}")
+            if last != step - 1:  # applications at successive steps are one action: marked where it starts
+                asked = f", asked for by the alarm at step {row['trigger_step']}" if row["trigger_step"] else ""
+                self._mark("intervention", Entry(step, "action", f"intervention {name} applied{asked}"))
+        else:
+            self.log.append(Entry(step, "action", f"intervention {name} {plain(status, 20)}{outcome(row['detail'])}"))
 
     def _event(self, row: Mapping[str, Any]) -> None:
         if row["name"] == "started":
@@ -198,7 +204,7 @@ class RunFeed:
 
     def _mark(self, trace: str, entry: Entry) -> None:
         self.log.append(entry)
-        self.points.append(Point(trace, entry.step, 1.0, entry.words))
+        self.points.append(Point(trace, entry.step, MARKS[trace], entry.words))
 
 
 _TAKERS = {
@@ -232,11 +238,7 @@ class Feed:
         try:
             if time.monotonic() - self._looked < REFRESH_S:
                 return
-            found = (
-                {_key(self.logdir, path): path for path in find_runs(self.logdir)}
-                if self.logdir.is_dir()
-                else {}
-            )
+            found = {_key(self.logdir, path): path for path in find_runs(self.logdir)} if self.logdir.is_dir() else {}
             runs = {key: self.runs.get(key) or RunFeed(key, path) for key, path in sorted(found.items())}
             for run in runs.values():
                 run.refresh()
@@ -267,14 +269,6 @@ def _stamp(path: Path) -> tuple[Any, ...]:
 def _records(columns: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     names = list(columns)
     return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-
-def _drivers(text: str | None) -> list[Driver]:
-    """The drivers in an alarm row; a row written by something else than us names none."""
-    try:
-        return [Driver(**driver) for driver in json.loads(text or "[]")]
-    except (ValueError, TypeError):
-        return []
 
 
 def _max_steps(detail: str | None) -> int | None:

@@ -12,8 +12,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from .feed import HAZARD_FLOOR, Point, RunFeed
-from .theme import BLUE, GREEN, GREY, PURPLE, STRUCTURE_COLOURS, VERMILLION, base_layout, escape, line_styles
+from .feed import EXCESS_RANGE, HAZARD_FLOOR, MARKS, Point, RunFeed
+from .theme import (
+    ALARM,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    STRUCTURE_COLOURS,
+    base_layout,
+    escape,
+    line_styles,
+)
 from .words import token_of
 
 LOAD_POINTS = 2000
@@ -23,9 +34,6 @@ LOAD_POINTS = 2000
 LIVE_POINTS = 4000
 """Points of one trace that a tick may let grow before the oldest leave the panel; a reload thins them anew.
 """
-
-EVIDENCE_FLOOR = -2.0
-"""Log evidence below this says nothing more, and would squeeze the part near the bound."""
 
 
 class Curve(NamedTuple):
@@ -112,11 +120,8 @@ def _evidence(run: str, runs: Runs) -> list[Curve]:
     detectors = sorted(t.partition(":")[2] for t in runs[run].traces if t.startswith("evidence:"))
     curves = []
     for index, detector in enumerate(detectors):
-        colour = (PURPLE, BLUE, GREEN)[index % 3]
+        colour = (PURPLE, BLUE, GREEN, ORANGE)[index % 4]
         curves.append(_line(run, f"evidence:{detector}", detector, color=colour))
-        curves.append(
-            _line(run, f"bound:{detector}", f"{detector} bound", color=VERMILLION, width=1, dash="dash")
-        )
     return curves
 
 
@@ -124,7 +129,7 @@ PANELS = (
     Panel(
         "reward",
         "Reward",
-        "Mean reward of the step's rollouts.",
+        "Other runs in grey.",
         "the metric reward",
         150,
         _compared("reward", BLUE),
@@ -132,7 +137,7 @@ PANELS = (
     Panel(
         "parse_rate",
         "Parse rate",
-        "Share of attempted calls that parse strictly.",
+        "Of attempted calls.",
         "the metric parse_rate",
         150,
         _compared("parse_rate", GREEN),
@@ -154,21 +159,31 @@ PANELS = (
         "observations of the streams hazard:<token>",
         190,
         _hazard,
-        {"type": "log", "exponentformat": "power", "dtick": 1, "range": [-6.2, 1.2]},
+        {
+            "type": "log",
+            "range": [-6.2, 1.2],
+            "tickvals": [1e-6, 1e-4, 1e-2, 1],
+            "ticktext": ["1e-6", "1e-4", "0.01", "1"],
+        },
     ),
     Panel(
         "evidence",
         "Evidence",
-        "Log evidence that the structural failure rate left its tolerance; an alarm at the dashed bound.",
+        "Log evidence less the detector's bound; an alarm at 0.",
         "evidence of a detector",
         160,
         _evidence,
-        {"rangemode": "tozero"},
+        {
+            "range": [EXCESS_RANGE[0] - 0.5, EXCESS_RANGE[1] + 1],
+            "zeroline": True,
+            "zerolinecolor": ALARM,
+            "zerolinewidth": 1.5,
+        },
     ),
 )
 
-_MARKS = {
-    "alarm": ("alarm", VERMILLION, "triangle-down"),
+_MARK_STYLES = {
+    "alarm": ("alarm", ALARM, "triangle-down"),
     "cleared": ("cleared", GREY, "circle"),
     "intervention": ("intervention", GREEN, "diamond"),
 }
@@ -185,26 +200,31 @@ def _marks(run: str) -> list[Curve]:
                 "mode": "markers",
                 "yaxis": "y2",
                 "cliponaxis": False,
-                "marker": {"symbol": symbol, "size": 9, "color": colour},
+                "marker": {
+                    "symbol": symbol,
+                    "size": 10,
+                    "color": colour,
+                    "line": {"width": 1, "color": "#fff"},
+                },
                 "error_y": {
                     "type": "constant",
                     "symmetric": False,
                     "value": 0,
-                    "valueminus": 1,
+                    "valueminus": MARKS[trace],
                     "width": 0,
-                    "thickness": 1.5,
+                    "thickness": 2,
                     "color": colour,
                 },
                 "hovertemplate": "<b>%{text}</b><extra></extra>",
             },
         )
-        for trace, (name, colour, symbol) in _MARKS.items()
+        for trace, (name, colour, symbol) in _MARK_STYLES.items()
     ]
 
 
 def legend(panel: Panel, run: str, runs: Runs) -> list[tuple[str, str, bool]]:
     """Name, colour and whether dashed of each line of a panel that needs telling apart."""
-    lines = [(c.name, c.style["line"]) for c in panel.curves(run, runs) if not c.trace.startswith("bound:")]
+    lines = [(c.name, c.style["line"]) for c in panel.curves(run, runs)]
     return [(name, line["color"], line.get("dash", "solid") != "solid") for name, line in lines]
 
 
@@ -227,15 +247,9 @@ def thin(points: Sequence[Point], limit: int = LOAD_POINTS) -> list[Point]:
 def _arrays(points: Sequence[Point]) -> dict[str, list[Any]]:
     return {
         "x": [p.x for p in points],
-        "y": [_drawn(p) for p in points],
+        "y": [p.y for p in points],
         "text": [escape(p.text) for p in points],
     }
-
-
-def _drawn(point: Point) -> float | None:
-    if point.y is not None and point.trace.startswith("evidence:"):
-        return max(point.y, EVIDENCE_FLOOR)
-    return point.y
 
 
 def figure(panel: Panel, run: str, runs: Runs, until: Mapping[str, int]) -> dict[str, Any] | None:
@@ -248,7 +262,7 @@ def figure(panel: Panel, run: str, runs: Runs, until: Mapping[str, int]) -> dict
     data = []
     for curve in (*curves, *_marks(run)):
         own = [p for p in runs[curve.run].points[: until[curve.run]] if p.trace == curve.trace]
-        points = own if curve.trace in _MARKS else thin(own)
+        points = own if curve.trace in MARKS else thin(own)
         data.append({"type": "scatter", "name": escape(curve.name), **_arrays(points), **curve.style})
     layout = base_layout(panel.height)
     layout["yaxis"] = {**layout["yaxis"], **panel.yaxis}

@@ -30,9 +30,7 @@ class Handle:
         self.url = url
         self._server = server
         # A daemon, so that a dashboard never keeps a finished training run alive.
-        self._thread = threading.Thread(
-            target=server.serve_forever, name="collapsewatch-dashboard", daemon=True
-        )
+        self._thread = threading.Thread(target=server.serve_forever, name="collapsewatch-dashboard", daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
@@ -57,10 +55,12 @@ def serve_in_thread(logdir: Path, port: int = 8050, host: str = "127.0.0.1") -> 
             f"--host: got {host!r}, expected one of {', '.join(sorted(LOOPBACK))}: without a login the "
             "dashboard is served on this machine only (reach it from elsewhere through an SSH tunnel)"
         )
+    if not 0 <= port <= 65535:
+        raise DashboardError(f"--port: got {port}, expected 0 (any free port) to 65535")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise DashboardError(
             f"--port: got {port}, which cannot be opened on {host} ({error}); choose another with --port, "
             "or --port 0 for any free one"
@@ -91,8 +91,8 @@ def serve(
         DashboardError: the port is taken or not allowed, or `host` is not this machine.
     """
     handle = serve_in_thread(logdir, port=port, host=host)
-    announce(handle.url)
     try:
+        announce(handle.url)
         handle.wait()
     except KeyboardInterrupt:
         pass

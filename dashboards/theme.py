@@ -16,6 +16,7 @@ from typing import Any
 BLUE, SKY, GREEN = "#0072B2", "#56B4E9", "#009E73"
 ORANGE, VERMILLION, PURPLE = "#E69F00", "#D55E00", "#CC79A7"
 GREY = "#8A9099"
+ALARM = "#E5197F"  # in no other use, and visible on every structure colour
 
 # Healthy states are the two blues, failing ones the two oranges: the split reads before the legend does.
 STRUCTURE_COLOURS = {"tool_call": BLUE, "response": SKY, "polluted": ORANGE, "collapsed": VERMILLION}
@@ -33,7 +34,7 @@ _CYCLE = (VERMILLION, BLUE, GREEN, PURPLE, ORANGE, SKY)
 _DASHES = ("solid", "dot", "dash", "dashdot")
 
 # Plotly's modebar can upload a figure to a hosted service; nothing may leave the machine.
-GRAPH_CONFIG = {
+GRAPH_CONFIG: Any = {
     "displaylogo": False,
     "responsive": True,
     "modeBarButtonsToRemove": ["sendChartToCloud", "select2d", "lasso2d", "autoScale2d"],
@@ -41,6 +42,11 @@ GRAPH_CONFIG = {
 
 TEXT_LIMIT = 300
 """Characters of foreign text shown in one place; a longer one is cut, with an ellipsis."""
+
+
+def aria(label: str) -> dict[str, Any]:
+    """The attribute that names a component to a screen reader."""
+    return {"aria-label": label}
 
 
 def plain(text: object, limit: int = TEXT_LIMIT) -> str:
@@ -86,8 +92,13 @@ def base_layout(height: int) -> dict[str, Any]:
         "dragmode": "zoom",
         "xaxis": {
             **axis,
-            "tickformat": "d",
+            "tickformat": "~r",
             "showgrid": False,
+            "tickprefix": "step ",
+            "showtickprefix": "first",
+            "spikecolor": GREY,
+            "spikethickness": 1,
+            "spikedash": "solid",
             "hoverformat": "d",
             "unifiedhovertitle": {"text": "step %{x}"},
         },

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from collapsewatch.records import SLOTS, Driver
 
@@ -32,6 +34,9 @@ _STREAMS = {
     "repeated": "repetition loops",
     "no_call": "rollouts without a call",
 }
+
+
+_UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
 def token_of(stream: str) -> str:
@@ -63,16 +68,48 @@ def stream_words(stream: str) -> str:
 
 
 def cause(drivers: Sequence[Driver]) -> str:
-    """The driver to name in a headline: the largest share, but a named control token before a sum over
-    tokens.
+    """What to name in a headline: the driver with the largest share, and the control token that is over its tolerance.
+
+    A sum over tokens gives way to the token; an outcome (collapsed turns) is named beside it.
     """
     if not drivers:
         return "no driver recorded"
     top = max(drivers, key=lambda d: d.share)
-    named = [d for d in drivers if token_of(d.stream)]
-    if named and top.stream.startswith("hazard"):
-        top = max(named, key=lambda d: (d.share, len(d.stream)))
-    return stream_words(top.stream)
+    over = [d for d in drivers if token_of(d.stream) and d.level > d.tolerance]
+    if not over or token_of(top.stream):
+        return stream_words(top.stream)
+    token = stream_words(max(over, key=lambda d: (d.share, len(d.stream))).stream)
+    return token if top.stream.startswith("hazard") else f"{stream_words(top.stream)}, {token}"
+
+
+def drivers(text: str | None) -> list[Driver]:
+    """The drivers in an alarm row (JSON); a row written by something else than us names none."""
+    try:
+        return [
+            # float() also reads the strings that stand for NaN and the infinities in JSON.
+            Driver(d.pop("stream"), **{name: float(value) for name, value in d.items()})
+            for d in json.loads(text or "[]")
+        ]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return []
+
+
+def outcome(text: str | None) -> str:
+    """What the detail of an intervention row (JSON) says of its effect, or of why there was none; '' if nothing.
+
+    >>> outcome('{"streams": {"reward": {"before": 0.2, "after": 0.75}}}')
+    ': reward 0.2 to 0.75'
+    >>> outcome('{"reason": "no example"}'), outcome("{}")
+    (': no example', '')
+    """
+    try:
+        detail = json.loads(text or "{}")
+        if "reason" in detail:
+            return f": {plain(detail['reason'])}"
+        streams = [(stream_words(name), float(v["before"]), float(v["after"])) for name, v in detail["streams"].items()]
+    except (ValueError, TypeError, KeyError):
+        return ""
+    return ": " + ", ".join(f"{name} {number(before)} to {number(after)}" for name, before, after in streams[:4])
 
 
 def number(value: float) -> str:
@@ -92,12 +129,9 @@ def duration(seconds: float) -> str:
     >>> duration(3.2), duration(95), duration(7260), duration(200000)
     ('3 s', '1 min 35 s', '2 h 1 min', '2 d 7 h')
     """
-    left = max(0, int(seconds))
-    parts = []
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        if left >= size or (unit == "s" and not parts):
-            parts.append(f"{left // size} {unit}")
-            left %= size
-        elif parts:
-            parts.append(f"0 {unit}")
-    return " ".join(p for p in parts[:2] if not p.startswith("0 ") or len(parts) == 1)
+    whole = max(0, int(seconds))
+    for (unit, size), (below, part) in pairwise(_UNITS):
+        if whole >= size:
+            rest = whole % size // part
+            return f"{whole // size} {unit}" + (f" {rest} {below}" if rest else "")
+    return f"{whole} s"

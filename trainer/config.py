@@ -26,7 +26,7 @@ class TrainConfig:
     """Seeds tasks, sampling and the tiny model."""
     model: str = "tiny"
     """`tiny`, a model folder, a hub name, or a `.gguf` file."""
-    warm_start: int = 360
+    warm_start: int = 420
     """Supervised batches the tiny model starts from (cached); other models start as they are."""
     environment: str = "chain"
     """A listed environment, or `pkg.mod:Class`."""
@@ -66,6 +66,8 @@ class TrainConfig:
     """Learning rate of an intervention's supervised updates."""
     sft_updates: int = 8
     """Supervised updates one application makes."""
+    cooldown: int = 5
+    """Steps between two applications while the alarm holds."""
     fa_per_10k: float = 50.0
     """False-alarm budget of the detector, per 10,000 steps."""
     save_steps: int = 0
@@ -86,7 +88,7 @@ class TrainConfig:
 _AT_LEAST: dict[str, float] = {
     "seed": 0, "warm_start": 0, "steps": 1, "learning_rate": 0.0, "warmup_steps": 0, "prompts": 1, "rollouts": 2,
     "max_turns": 1, "max_turn_tokens": 1, "temperature": 1e-3, "beta": 0.0, "num_iterations": 1,
-    "sft_learning_rate": 0.0, "sft_updates": 1, "fa_per_10k": 1e-6, "save_steps": 0,
+    "sft_learning_rate": 0.0, "sft_updates": 1, "cooldown": 1, "fa_per_10k": 1e-6, "save_steps": 0,
 }  # fmt: skip
 
 

@@ -8,18 +8,11 @@ had if the model had sampled their text.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from collapsewatch.interventions.sft import TokenRow
+
 from .environments.base import Environment, Message, Task
-
-
-@dataclass(frozen=True, slots=True)
-class TokenRow:
-    """One dialogue for supervised training: ids and, beside each, whether the model is to learn it."""
-
-    ids: list[int]
-    mask: list[int]
 
 
 class Renderer:

@@ -21,9 +21,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from .dialogues import Renderer, TokenRow
+from collapsewatch.interventions.sft import TokenRow, sft_update
+
+from .dialogues import Renderer
 from .environments.base import Environment
-from .sft import sft_update
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MARKERS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
@@ -72,7 +73,7 @@ def tiny_model(tokenizer: Any, seed: int) -> Qwen2ForCausalLM:
         hidden_size=HIDDEN,
         intermediate_size=3 * HIDDEN,
         num_hidden_layers=LAYERS,
-        num_attention_heads=4,
+        num_attention_heads=2,
         num_key_value_heads=2,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
@@ -92,7 +93,7 @@ def _fingerprint(environment: Environment, seed: int, batches: int) -> str:
     return hashlib.sha256(b"".join([key, TEMPLATE.read_bytes(), *sources])).hexdigest()[:16]
 
 
-_WARM_START_SOURCES = {"models.py", "dialogues.py", "sft.py", "chain.py", "base.py"}
+_WARM_START_SOURCES = {"models.py", "dialogues.py", "chain.py", "base.py"}
 
 
 def cache_folder() -> Path:
@@ -109,9 +110,9 @@ def warm_start(
     batches: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Teach a fresh model the format: `batches` AdamW steps on 16 expert dialogues each, up to 4e-3 and down to 0."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.01, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=max(batches, 1), pct_start=0.1)
+    """Teach a fresh model the format: `batches` AdamW steps on 16 expert dialogues each, up to 2e-3 and down to 0."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=max(batches, 1), pct_start=0.15)
     model.train()
     for batch, rows in enumerate(_expert_batches(renderer, environment, seed, batches)):
         sft_update(model, optimizer, rows, renderer.pad_id)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from collapsewatch.formats.base import BoundFormat
 from collapsewatch.records import Structure

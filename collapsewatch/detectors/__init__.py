@@ -53,9 +53,7 @@ class Detection:
     alarm holds.
     """
 
-    def __init__(
-        self, detectors: Sequence[Detector] | None = None, policy: AlarmPolicy | None = None
-    ) -> None:
+    def __init__(self, detectors: Sequence[Detector] | None = None, policy: AlarmPolicy | None = None) -> None:
         self.detectors = list(build() if detectors is None else detectors)
         self.policy = policy or AlarmPolicy()
         self.loud = [d for d in self.detectors if d.tier is Tier.ALARM]

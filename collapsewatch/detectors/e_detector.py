@@ -55,9 +55,7 @@ class BettingEDetector(Detector):
         self.table = StreamTable()
         self.baseline = SelfStartingBaseline()
         self.log_m = np.zeros((0, FRACTIONS.size))  # (S, L) log wealth
-        self.since = np.zeros(
-            (0, FRACTIONS.size)
-        )  # (S, L) posterior mean of the step at which the bet restarted
+        self.since = np.zeros((0, FRACTIONS.size))  # (S, L) posterior mean of the step at which the bet restarted
         self.level = np.zeros(0)  # (S,) last value
         self._fit()
 

@@ -60,9 +60,7 @@ class AlarmPolicy:
         """`ok`, the tier, or `hold`."""
         return "ok" if self.held < 0 else str(self.tier) if self.held == 0 else str(Tier.HOLD)
 
-    def update(
-        self, step: int, found: Sequence[tuple[Detector, Evidence]], observed: frozenset[str]
-    ) -> Alarm | None:
+    def update(self, step: int, found: Sequence[tuple[Detector, Evidence]], observed: frozenset[str]) -> Alarm | None:
         """The alarm row of this step, if any; on `cleared` and `rebaselined` the caller resets detectors."""
         firing = [(d, e) for d, e in found if e.log_e >= e.log_bound]
         if self.held < 0:

@@ -47,9 +47,7 @@ class ToleranceNull:
 
     def __post_init__(self) -> None:
         if not (0 < self.abs < 1 and self.ratio >= 1):
-            raise ValueError(
-                f"tolerance: got abs={self.abs}, ratio={self.ratio}, expected 0 < abs < 1 <= ratio"
-            )
+            raise ValueError(f"tolerance: got abs={self.abs}, ratio={self.ratio}, expected 0 < abs < 1 <= ratio")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +71,7 @@ class StreamSpec:
 # Chosen on simulated runs. On the legal side they are log-odds of 0 (0.5), -1 (0.27) and a rise of 1.5 nat.
 _RARE, _RARE_WATCH = ToleranceNull(0.02, 3.0), ToleranceNull(0.01, 2.0)
 _HALF = ToleranceNull(0.5, 3.0)
-_SELDOM = ToleranceNull(
-    0.73, 1.25
-)  # call rate: a ratio of 3 would leave a run that calls in every 2nd turn unwatched
+_SELDOM = ToleranceNull(0.73, 1.25)  # call rate: a ratio of 3 would leave a run that calls in every 2nd turn unwatched
 _NAMED: dict[str, StreamSpec] = {
     s.name: s
     for s in (
@@ -94,9 +90,7 @@ _NAMED: dict[str, StreamSpec] = {
         StreamSpec("empty", "rate", _RARE, "outcome", watch=_RARE_WATCH),
         StreamSpec("truncated", "rate", _RARE, "outcome", watch=_RARE_WATCH),
         StreamSpec("repeated", "rate", _RARE, "outcome", watch=_RARE_WATCH),
-        StreamSpec(
-            "parse_failure", "rate", ToleranceNull(0.10, 2.0), "outcome", watch=ToleranceNull(0.08, 1.5)
-        ),
+        StreamSpec("parse_failure", "rate", ToleranceNull(0.10, 2.0), "outcome", watch=ToleranceNull(0.08, 1.5)),
         StreamSpec("no_call", "rate", _SELDOM, "call_rate", watch=ToleranceNull(0.6, 1.2)),
     )
 }
@@ -140,9 +134,7 @@ def spec(name: str) -> StreamSpec:
     stem, colon, token = head.partition(":")
     if stem != "hazard" or bool(colon) != bool(token) or (not colon and "@" in head):
         known = ", ".join(("hazard", "hazard:TOKEN", "hazard@SLOT", "hazard:TOKEN@SLOT", *_NAMED))
-        raise UnknownStream(
-            f"stream: got {name!r}, expected one of {known} with SLOT one of {', '.join(SLOTS)}"
-        )
+        raise UnknownStream(f"stream: got {name!r}, expected one of {known} with SLOT one of {', '.join(SLOTS)}")
     return StreamSpec(name, "hazard", _HAZARD, _GROUPS[bool(token), bool(slot)], token, slot)
 
 
@@ -166,9 +158,7 @@ class StreamTable:
         """Indices, values in [0, 1] (hazards as `1 - exp(-H)`) and prompt groups: three (P,) arrays."""
         taken = [o for o in observations if only is None or o.stream in only]
         new = [o for o in taken if o.stream not in self.index and o.value >= 0]
-        for o in sorted(
-            new, key=lambda o: o.stream
-        ):  # sorted: the order of one step's observations means nothing
+        for o in sorted(new, key=lambda o: o.stream):  # sorted: the order of one step's observations means nothing
             self.add(o.stream, o.n)
         first = {o.stream: o for o in reversed(taken) if o.stream in self.index}
         at = np.array([self.index[s] for s in first], dtype=np.intp)

@@ -7,7 +7,6 @@ Text is cut into pieces by spelling; token ids are cut by id, so that prose whic
 from __future__ import annotations
 
 import json
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -54,10 +53,10 @@ class ChatFormat(ABC):
         for index, piece in enumerate(pieces):
             if index % 2:
                 state = self._step(parsed, state, self.role[piece])
-            elif piece and state == "call":
+            elif state == "call":
                 parsed.body = piece
-            elif piece and state == "think":
-                parsed.thought.append(piece)
+            elif state == "think":
+                parsed.thought.append(piece)  # an empty block is a block
             elif piece and not piece.isspace():
                 parsed.prose.append(piece)
                 if state == "end":
@@ -99,7 +98,7 @@ class ChatFormat(ABC):
         if role == "think_open":
             if state == "think":
                 parsed.defects.add(Reason.NESTED_OPEN)
-            elif parsed.attempted or parsed.prose:
+            elif parsed.attempted or parsed.prose or parsed.thought:
                 parsed.defects.add(Reason.MISPLACED_THINK)
             return "think"
         parsed.stray(role)

@@ -74,9 +74,7 @@ class BoundFormat:
         known = [marker for marker in chat_format.markers if marker.text in vocab]
         if not known:
             wanted = " ".join(chat_format.role)
-            raise ValueError(
-                f"format {chat_format.name}: got a tokenizer with none of its tokens, expected {wanted}"
-            )
+            raise ValueError(f"format {chat_format.name}: got a tokenizer with none of its tokens, expected {wanted}")
         self.format, self._tokenizer = chat_format, tokenizer
         self.tokens: tuple[str, ...] = tuple(marker.text for marker in known)
         self.ids: npt.NDArray[np.int64] = np.array([vocab[token] for token in self.tokens], np.int64)
@@ -139,10 +137,11 @@ class BoundFormat:
         anchor = _latest(fresh, position)
         slot = np.take_along_axis(state, np.maximum(anchor, 0), axis=1)
 
-        # What ordinary tokens since the anchor change: anything after an opened call is its body; white space
-        # at the start or after a closed call is layout, other text is prose.
+        # What ordinary tokens since the anchor change: text after an opened call is its body, after a start or a
+        # closed call it is prose. White space alone is layout and changes nothing: the paper reads the
+        # probabilities of an opened call right after `<tool_call>\n`.
         spoken = _before(_latest(mask & (codes == _ORDINARY), position)) >= anchor
-        slot[(slot == _OPEN) & (position > anchor)] = _BODY
+        slot[spoken & (slot == _OPEN)] = _BODY
         slot[spoken & ((slot == _START) | (slot == _CLOSE))] = _TEXT
 
         illegal = mask & ~self._legal[slot, codes]
@@ -151,9 +150,7 @@ class BoundFormat:
         turn = np.where(mask, np.cumsum(start, axis=1, dtype=np.int32) - 1, -1).astype(np.int32)
         return SlotArrays(slot, mask & ~broken, turn)
 
-    def classify_ids(
-        self, ids: npt.ArrayLike, stop: Stop | None = None, tools: Tools | None = None
-    ) -> Classified:
+    def classify_ids(self, ids: npt.ArrayLike, stop: Stop | None = None, tools: Tools | None = None) -> Classified:
         """One assistant turn from its token ids (T,), with or without its end token.
 
         `stop` defaults to `eos` if the last id is an end token, else `length`.

@@ -17,7 +17,7 @@ from dash.development.base_component import Component
 
 from ..feed import LIVE, Feed, RunFeed
 from ..figures import PANELS, Panel, extension, figure, legend
-from ..theme import GRAPH_CONFIG, plain
+from ..theme import GRAPH_CONFIG, aria, plain
 from ..words import duration, number
 from . import Page
 
@@ -68,9 +68,7 @@ def state_words(run: RunFeed) -> tuple[str, str]:
         return run.alarm.words, "alarm"
     if not any(trace.startswith("evidence:") for trace in run.traces):
         return "not judged: no detector has reported", "unknown"
-    past = (
-        f", {run.alarm_count} alarm{'s' if run.alarm_count > 1 else ''} behind it" if run.alarm_count else ""
-    )
+    past = f", {run.alarm_count} alarm{'s' if run.alarm_count > 1 else ''} behind it" if run.alarm_count else ""
     return f"OK at step {run.last_step}{past}", "ok"
 
 
@@ -109,13 +107,12 @@ def card(run: RunFeed, now: float) -> list[Component]:
     words, kind = state_words(run)
     age, silent = age_words(run, now)
     facts = [
-        html.Div([html.Dt(name), html.Dd([html.Strong(value), html.Small(note)])])
-        for name, value, note in _facts(run)
+        html.Div([html.Dt(name), html.Dd([html.Strong(value), html.Small(note)])]) for name, value, note in _facts(run)
     ]
     progress = []
     if run.max_steps and run.last_step is not None:
         label = f"step {run.last_step} of {run.max_steps}"
-        progress = [html.Progress(value=str(run.last_step), max=str(run.max_steps), **{"aria-label": label})]
+        progress = [html.Progress(value=str(run.last_step), max=str(run.max_steps), **aria(label))]
     return [
         html.Div(
             [
@@ -134,11 +131,10 @@ def card(run: RunFeed, now: float) -> list[Component]:
 
 def log_lines(run: RunFeed) -> list[Component]:
     """The last `LOG_LINES` things that happened to a run, newest first."""
-    newest = run.log[: -LOG_LINES - 1 : -1]
+    # Tables are read one after the other, so that the order of arrival is not quite the order of events.
+    newest = sorted(run.log, key=lambda entry: entry.step)[: -LOG_LINES - 1 : -1]
     return [
-        html.Li(
-            [html.Span(f"step {entry.step}", className="cw-when"), entry.words], className=f"cw-{entry.kind}"
-        )
+        html.Li([html.Span(f"step {entry.step}", className="cw-when"), entry.words], className=f"cw-{entry.kind}")
         for entry in newest
     ] or [html.Li("Nothing has happened yet.", className="cw-note")]
 
@@ -146,17 +142,13 @@ def log_lines(run: RunFeed) -> list[Component]:
 def _panel(panel: Panel, key: str, shown: dict[str, RunFeed], until: dict[str, int]) -> Component:
     drawn = figure(panel, key, shown, until)
     if drawn is None:
-        content: list[Component] = [
-            html.P(f"Nothing to show yet: needs {panel.needs}.", className="cw-empty")
-        ]
+        content: list[Component] = [html.P(f"Nothing to show yet: needs {panel.needs}.", className="cw-empty")]
     else:
         entries = legend(panel, key, shown) if panel.name in ("structure", "hazard", "evidence") else []
         swatches = [
             html.Li(
                 [
-                    html.I(
-                        className="cw-swatch", style={"borderTop": f"3px {'dashed' if d else 'solid'} {c}"}
-                    ),
+                    html.I(className="cw-swatch", style={"borderTop": f"3px {'dashed' if d else 'solid'} {c}"}),
                     n,
                 ]
             )
@@ -170,17 +162,13 @@ def _panel(panel: Panel, key: str, shown: dict[str, RunFeed], until: dict[str, i
         )
         content = [graph, *([html.Ul(swatches, className="cw-legend")] if swatches else [])]
     title = html.H3([panel.title, html.Span(panel.hint, className="cw-hint")])
-    return html.Section(
-        [title, *content], className="cw-panel", **{"aria-label": f"{panel.title} of {plain(key, 80)}"}
-    )
+    return html.Section([title, *content], className="cw-panel", **aria(f"{panel.title} of {plain(key, 80)}"))
 
 
 def _column(key: str, shown: dict[str, RunFeed], until: dict[str, int], now: float) -> Component:
     head = html.Div(card(shown[key], now), id={"type": "overview-card", "run": key}, className="cw-card")
     panels = [_panel(panel, key, shown, until) for panel in PANELS]
-    log = html.Ol(
-        log_lines(shown[key]), id={"type": "overview-log", "run": key}, className="cw-log", tabIndex="0"
-    )
+    log = html.Ol(log_lines(shown[key]), id={"type": "overview-log", "run": key}, className="cw-log", tabIndex="0")
     return html.Article(
         [
             head,
@@ -199,10 +187,8 @@ def columns(feed: Feed, shown: dict[str, RunFeed], cursor: Cursor) -> list[Compo
             html.Div(
                 [
                     html.H2("No runs yet"),
-                    html.P(
-                        f"There is no run in {plain(feed.logdir)}; it will show here as soon as there is."
-                    ),
-                    html.P([html.Code("collapsewatch demo"), " makes one in a minute."]),
+                    html.P(f"There is no run in {plain(feed.logdir)}; it will show here as soon as there is."),
+                    html.P(["To see one now: ", html.Code("collapsewatch demo")]),
                 ],
                 className="cw-empty cw-nothing",
             )
@@ -231,7 +217,7 @@ def body(feed: Feed) -> Component:
                         clearable=True,
                         size="xs",
                         className="cw-pick",
-                        **{"aria-label": "Runs to show"},
+                        **aria("Runs to show"),
                     ),
                     html.Ul(
                         [html.Li([html.B(sign, className=f"cw-mark-{name}"), name]) for sign, name in marks],
@@ -245,9 +231,7 @@ def body(feed: Feed) -> Component:
     )
 
 
-def tick(
-    feed: Feed, picked: Sequence[str] | None, cursor: Cursor, graphs: Sequence[Any], logs: Sequence[Any]
-) -> Any:
+def tick(feed: Feed, picked: Sequence[str] | None, cursor: Cursor, graphs: Sequence[Any], logs: Sequence[Any]) -> Any:
     """What one tick changes, for the cards, logs and graphs (their ids) that stand in the browser."""
     shown = shown_runs(feed, picked)
     now = cursor_of(feed, shown)

@@ -16,7 +16,7 @@ from collapsewatch.records import Call
 
 from .base import Environment, Episode, Message, Task, assistant_call, tool
 
-KEYS = tuple("ash bay cod dew elm fig gum hay ivy jay kelp lark moss newt oak pine reed sage tern yew".split())
+KEYS = "ash bay cod dew elm fig gum hay ivy jay kelp lark moss newt oak pine reed sage tern yew".split()  # noqa: SIM905
 SHAPES: tuple[tuple[int, int], ...] = ((1, 0), (1, 1), (2, 0), (2, 1), (3, 0))
 """(words, constants) of a sum; a sum of w words and c constants takes w lookups and w + c - 1 additions."""
 
@@ -66,7 +66,7 @@ class Chain(Environment):
     def _task(self, rng: random.Random) -> Task:
         words, constants = rng.choice(SHAPES)
         keys = rng.sample(KEYS, words)
-        table = {key: rng.randint(1, 49) for key in keys}
+        table = {key: rng.randint(1, 9) for key in keys}
         terms: list[str | int] = [*keys, *(rng.randint(1, 9) for _ in range(constants))]
         rng.shuffle(terms)
         answer = sum(table[term] if isinstance(term, str) else term for term in terms)

@@ -1,19 +1,26 @@
-"""Supervised updates on expert dialogues: the warm start's, and an intervention's in the middle of RL."""
+"""One supervised update on expert dialogues: what several interventions, and a warm start, are made of."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from .dialogues import TokenRow
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """One dialogue for supervised training: token ids, and for each 1 where the model is to learn it, else 0."""
+
+    ids: Sequence[int]
+    mask: Sequence[int]
 
 
 def collate(rows: Sequence[TokenRow], pad_id: int, device: Any = "cpu") -> dict[str, torch.Tensor]:
     """Right-padded `input_ids`, `attention_mask` and `labels` (-100 where nothing is learnt), each (B, T)."""
     width = max(len(row.ids) for row in rows)
-    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)  # (B, T)
     labels = torch.full((len(rows), width), -100, dtype=torch.long)
     attention = torch.zeros((len(rows), width), dtype=torch.long)
     for i, row in enumerate(rows):
@@ -27,15 +34,15 @@ def collate(rows: Sequence[TokenRow], pad_id: int, device: Any = "cpu") -> dict[
 
 def sft_update(
     model: Any,
-    optimizer: Any,
+    optimizer: torch.optim.Optimizer,
     rows: Sequence[TokenRow],
     pad_id: int,
-    backward: Callable[[torch.Tensor], None] = torch.Tensor.backward,
+    backward: Callable[[torch.Tensor], Any] = torch.Tensor.backward,
     max_grad_norm: float = 1.0,
 ) -> float:
-    """One optimizer step of token-mean cross-entropy on `rows`; returns the loss before the step."""
+    """One optimizer step of token-mean cross-entropy on `rows`; returns the loss before the step, in nats."""
     batch = collate(rows, pad_id, next(model.parameters()).device)
-    loss = model(**batch).loss
+    loss = model(**batch, use_cache=False).loss
     optimizer.zero_grad(set_to_none=True)
     backward(loss)
     torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)

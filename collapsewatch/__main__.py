@@ -1,0 +1,5 @@
+"""`python -m collapsewatch`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,329 @@
+"""`CollapseCallback`: the whole monitor in a TRL script, by one line, `callbacks=[CollapseCallback()]`.
+
+At the start of training it finds its trainer, hooks the probe into the model and wraps three methods of the
+trainer object: generation (which rows a batch holds), rewards, and the loss (what the probe saw of which rows).
+TRL's own results pass through untouched, so the weights are those of the unmonitored run.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import itertools
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .combine import RankMeasure, Sums, combine
+from .detectors import FA_PER_10K
+from .formats import format_named
+from .formats.base import BoundFormat
+from .interventions import INTERVENTIONS
+from .interventions.base import Expert, Intervention, PromptRow, Training
+from .measure import Rollouts, measure_rank
+from .monitor import Monitor
+from .plugins import resolve
+from .probe import ControlProbe, ProbeBatch
+from .records import Alarm, Applied, StepRecord
+from .supervisor import Supervisor
+
+UID = "collapsewatch_uid"
+"""Key under which a rollout's number travels through TRL's shuffling and splitting of a batch."""
+
+
+class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers carries no types
+    """Measures every training step of a `GRPOTrainer`, raises alarms and, if asked, intervenes.
+
+    Args:
+        logdir: folder that holds runs.
+        name: the run's folder; by default the output folder's name and the time.
+        chat_format: the format the model is trained in; `pkg.mod:Class` for an outside one.
+        fa_per_10k: false-alarm budget of the detector, per 10,000 steps.
+        intervention: started when an alarm stands: a listed name, or an `Intervention`.
+        expert: for supervised interventions: dataset rows -> expert dialogues as `TokenRow`s.
+        cooldown: steps between two applications while the alarm holds.
+        keep_text: rollouts per step whose text is kept, the most hazardous first.
+        config: the run's configuration as TOML, kept beside its data.
+        on_record: called with every step's record and alarms (a progress bar, for one).
+
+    Raises:
+        UnknownPlugin: a chat format or an intervention that is neither listed nor importable.
+    """
+
+    def __init__(
+        self,
+        logdir: Path | str = "logs",
+        name: str | None = None,
+        *,
+        chat_format: str = "hermes",
+        fa_per_10k: float = FA_PER_10K,
+        intervention: str | Intervention | None = None,
+        expert: Expert | None = None,
+        cooldown: int = 10,
+        keep_text: int = 8,
+        config: str = "",
+        on_record: Callable[[StepRecord, Sequence[Alarm], Sequence[Applied]], None] | None = None,
+    ) -> None:
+        self._logdir, self._name, self._config = Path(logdir), name, config
+        self._format_name, self._format = chat_format, format_named(chat_format)
+        self._fa_per_10k, self._keep_text, self._on_record = fa_per_10k, keep_text, on_record
+        act = resolve(INTERVENTIONS, intervention, "intervention")() if isinstance(intervention, str) else intervention
+        self._supervisor = None if act is None else Supervisor(act, cooldown)
+        self._expert = expert
+        self._trainer: Any = None
+        self._undo: list[Callable[[], None]] = []
+        self._numbers = itertools.count()
+        self._generated: dict[int, dict[str, Any]] = {}  # by rollout number: reward, prompt row, ...
+        self._rewards: torch.Tensor | None = None
+        self._seen: list[tuple[dict[str, Any], ProbeBatch]] = []
+        self.monitor: Monitor | None = None
+
+    # -- life ----------------------------------------------------------------------------------------------
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Attach; whatever is misconfigured fails here, before step 1."""
+        self.attach(self._trainer or _calling_trainer(self))
+
+    def attach(self, trainer: Any) -> None:
+        """Hook into a live `GRPOTrainer` (done by itself when training starts)."""
+        if self._undo:
+            return
+        self._trainer = trainer
+        accelerator, args = trainer.accelerator, trainer.args
+        tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+        self._bound: BoundFormat = self._format.bind(tokenizer)
+        self._tokenizer = tokenizer
+        name = self._name or f"{Path(args.output_dir).name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        self._training = Training(trainer, self._expert, accelerator.process_index, accelerator.num_processes)
+        if self._supervisor is not None:
+            self._supervisor.intervention.check(self._training)
+        self._probe = ControlProbe(trainer.model, self._bound.ids.tolist(), trainer.temperature)
+        self._undo.append(self._probe.close)
+        rank, steps = accelerator.process_index, args.max_steps if args.max_steps > 0 else None
+        self.monitor = Monitor(self._logdir / name, rank, self._fa_per_10k, self._config, steps)
+        self._after("_calculate_rewards", self._take_rewards)
+        self._after("_generate_and_score_completions", self._number_rows)
+        self._after("compute_loss", self._take_probe)
+        atexit.register(self._at_exit)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Let go of the trainer and close the run."""
+        self.close("finished")
+
+    def close(self, status: str = "finished", detail: str = "") -> None:
+        """Take every hook back and end the run as `finished`, `interrupted` or `failed`."""
+        for undo in reversed(self._undo):
+            undo()
+        self._undo.clear()
+        if self.monitor is not None:
+            self.monitor.close(status, detail)
+        atexit.unregister(self._at_exit)
+
+    def _at_exit(self) -> None:
+        """The script ended without the end of training: say how."""
+        error = getattr(sys, "last_value", None)
+        status = "interrupted" if error is None or isinstance(error, KeyboardInterrupt) else "failed"
+        self.close(status, "" if error is None else f"{type(error).__name__}: {error}")
+
+    def _after(self, method: str, read: Callable[..., None]) -> None:
+        """Call `read(result, *args)` after each call of a trainer's method; its failures are ours alone."""
+        original = getattr(self._trainer, method)
+
+        @functools.wraps(original)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            assert self.monitor is not None
+            with self.monitor.guard(method.strip("_")):
+                read(result, *args, **kwargs)
+            return result
+
+        setattr(self._trainer, method, wrapped)
+        self._undo.append(lambda: delattr(self._trainer, method))
+
+    # -- one step ------------------------------------------------------------------------------------------
+
+    def _take_rewards(self, result: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        """`result` (world * B, functions): rewards of all ranks, NaN where a function did not apply."""
+        weights = self._trainer.reward_weights.to(result.device)
+        rewards = (result * weights).nansum(dim=1)
+        rewards[torch.isnan(result).all(dim=1)] = float("nan")
+        self._rewards = rewards.cpu()
+
+    def _number_rows(self, result: dict[str, Any], inputs: Sequence[PromptRow], **kwargs: Any) -> None:
+        """Give each generated rollout a number that survives shuffle and split."""
+        if not self._trainer.model.training or self._rewards is None:
+            return
+        size = len(inputs)
+        numbers = list(itertools.islice(self._numbers, size))
+        first = self._training.rank * size
+        rewards = self._rewards[first : first + size].tolist()
+        generations = self._trainer.num_generations
+        base = numbers[0] * self._training.ranks
+        for i, (number, row) in enumerate(zip(numbers, inputs, strict=True)):
+            self._generated[number] = {
+                "row": row,
+                "reward": rewards[i],
+                "group": (base + first + i) // generations,
+                "env_errors": int(row.get("env_errors", 0) or 0),
+            }
+        ids = result["completion_ids"]
+        result[UID] = torch.tensor(numbers, device=ids.device)
+        for stale in [n for n in self._generated if n < numbers[0] - 64 * size]:
+            del self._generated[stale]
+
+    def _take_probe(self, result: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        """Keep what the probe saw in this micro-batch's forward, beside the rows it belongs to."""
+        batches = self._probe.drain()
+        if model.training and UID in inputs and batches:
+            self._seen.append((inputs, batches[-1]))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Measure, log, judge and, if an alarm stands, intervene."""
+        assert self.monitor is not None
+        record: StepRecord | None = None
+        failed: list[PromptRow] = []
+        with self.monitor.guard("measure"):
+            record, failed = self._measure(state.global_step)
+        if record is None:
+            return
+        alarms = self.monitor.log(record)
+        applied: list[Applied] = []
+        if self._supervisor is not None:
+            # An intervention changes the model on every rank: its own failure is the training's.
+            with self._probe.disarmed():
+                rows = self._supervisor.step(record, alarms, self.monitor.state, failed, self._training)
+                applied = list(rows)
+            for row in applied:
+                self.monitor.log_applied(row)
+        if self._on_record is not None:
+            self._on_record(record, alarms, applied)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Keep TRL's own scalars of the step, but for those measured here already."""
+        if self.monitor is None or not logs or "train_runtime" in logs:
+            return
+        values = {k: float(v) for k, v in logs.items() if isinstance(v, int | float) and k not in _MEASURED}
+        self.monitor.log_metrics(state.global_step, values)
+
+    def _measure(self, step: int) -> tuple[StepRecord | None, list[PromptRow]]:
+        seen, self._seen = self._seen, []
+        if not seen:
+            return None, []
+        rollouts, errors = self._rollouts(seen)
+        measured = measure_rank(rollouts, self._bound)
+        failed = self._failed(rollouts)
+        gathered: list[tuple[Sums, list[PromptRow]]] = [(measured.sums, failed)]
+        if self._training.ranks > 1:
+            gathered = gather_object(gathered)
+        metrics = {} if not errors else {"probe/max_error": max(errors)}
+        sums = [sums for sums, _ in gathered]
+        record = combine(sums, self._with_text(measured, rollouts), step, time.time(), metrics)
+        return record, [row for _, rows in gathered for row in rows]
+
+    def _rollouts(self, seen: Sequence[tuple[dict[str, Any], ProbeBatch]]) -> tuple[Rollouts, list[float]]:
+        """Micro-batches to one rank's arrays, padded to the longest completion."""
+        width = max(inputs["completion_ids"].size(1) for inputs, _ in seen)
+        parts = [_arrays(inputs, batch, width) for inputs, batch in seen]
+        errors = [self._probe.max_error(batch) for _, batch in seen]
+        joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        known = [self._generated[number] for number in joined["number"].tolist()]
+        return Rollouts(
+            ids=joined["ids"],
+            mask=joined["mask"],
+            logp=joined["logp"],
+            entropy=None if np.isnan(joined["entropy"]).all() else joined["entropy"],
+            group=np.array([row["group"] for row in known]),
+            reward=np.array([row["reward"] for row in known]),
+            advantage=joined["advantage"],
+            env_errors=np.array([row["env_errors"] for row in known]),
+            row=joined["number"],
+            length=joined["length"],
+        ), [error for error in errors if math.isfinite(error)]
+
+    def _with_text(self, measured: RankMeasure, rollouts: Rollouts) -> RankMeasure:
+        """The measure, with prompt and text for the most hazardous rollouts."""
+        rows = list(measured.rollouts)
+        for i in sorted(range(len(rows)), key=lambda i: -rows[i].hazard)[: self._keep_text]:
+            prompt = self._generated[rows[i].rollout]["row"].get("prompt", "")
+            text = self._tokenizer.decode(rollouts.ids[i, : rollouts.length[i]].tolist())
+            rows[i] = replace(
+                rows[i],
+                prompt=prompt if isinstance(prompt, str) else json.dumps(prompt, default=str),
+                text=text,
+            )
+        return replace(measured, rollouts=tuple(rows))
+
+    def _failed(self, rollouts: Rollouts) -> list[PromptRow]:
+        """Dataset rows of the prompts that at least one rollout failed."""
+        best = np.nanmax(rollouts.reward, initial=1.0)
+        rows = zip(rollouts.group.tolist(), rollouts.row.tolist(), rollouts.reward.tolist(), strict=True)
+        hit = {group: number for group, number, reward in rows if reward < best}
+        return [self._generated[number]["row"] for number in hit.values()]
+
+
+_MEASURED = frozenset(
+    {"reward", "reward_std", "frac_reward_zero_std", "entropy", "epoch"}
+    | {"tools/call_frequency", "completions/mean_length", "completions/clipped_ratio"}
+)
+
+
+def _arrays(inputs: Mapping[str, Any], batch: ProbeBatch, width: int) -> dict[str, np.ndarray[Any, Any]]:
+    """One micro-batch as arrays over its completions, padded on the right to `width`."""
+    ids = inputs["completion_ids"]
+    size, length = ids.shape
+    own = inputs["completion_mask"].bool()
+    if "tool_mask" in inputs:
+        own = own & inputs["tool_mask"].bool()
+    pad = ((0, 0), (0, width - length))
+
+    def padded(values: torch.Tensor, fill: Any) -> np.ndarray[Any, Any]:
+        return np.pad(values.cpu().numpy(), pad, constant_values=fill)
+
+    entropy = torch.full((size, length), float("nan")) if batch.entropy is None else batch.entropy[:, -length:]
+    logp = batch.logp[:, -length:].float().cpu().numpy()  # (B, C, K)
+    advantages = inputs["advantages"]
+    return {
+        "ids": padded(ids, 0),
+        "mask": padded(own, False),
+        "entropy": padded(entropy, float("nan")),
+        "logp": np.pad(logp, (*pad, (0, 0)), constant_values=float("nan")),
+        "advantage": (advantages if advantages.dim() == 1 else advantages.mean(1)).cpu().numpy(),
+        "number": inputs[UID].cpu().numpy(),
+        "length": inputs["completion_mask"].sum(1).cpu().numpy(),
+    }
+
+
+def _calling_trainer(callback: TrainerCallback) -> Any:
+    """The trainer whose callback handler is calling `callback`: transformers passes every argument but it.
+
+    Raises:
+        RuntimeError: not called by a trainer; use `attach(trainer)`.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        found = frame.f_locals.get("self")
+        if isinstance(found, Trainer) and callback in found.callback_handler.callbacks:
+            return found
+        frame = frame.f_back  # type: ignore[assignment]
+    raise RuntimeError("CollapseCallback: got a call from outside a Trainer, expected attach(trainer) first")

@@ -1,0 +1,163 @@
+"""The command line, and the composition root: the only place that knows every room.
+
+Each command is thin; imports stand inside it, so that `--help` is quick and torch stays optional.
+Exit codes: 0 done, 2 a wrong input (one line `error: ...`), 3 `--fail-on` reached, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    help="Sees tool-use reinforcement learning collapse in the probabilities of control tokens, and steps in.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+FAILING = {"collapsed": ("collapsed", "dead", "silent"), "degraded": ("collapsed", "dead", "silent", "degraded")}
+"""The verdicts that each level of `--fail-on` fails on."""
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from . import __version__
+
+        typer.echo(f"collapsewatch {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    seed: Annotated[int, typer.Option(min=0, help="Seed of both runs.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder that holds runs.")] = Path("logs"),
+    dashboard: Annotated[bool, typer.Option(help="Serve the page meanwhile.")] = True,
+    port: Annotated[int, typer.Option(help="Port of the page; 0 takes a free one.")] = 8050,
+) -> None:
+    """Train one seed twice, RL alone and with triggered supervision, watch both, and compare."""
+    with _needs_train("demo"):
+        from .trainer.demo import run_demo
+    run_demo(seed, out, dashboard, port, Console())
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="A TOML file of trainer knobs.")],
+    change: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a knob.")] = None,
+) -> None:
+    """Train one run with the built-in GRPO trainer, monitored."""
+    with _needs_train("train"):
+        from .trainer.config import load_config
+        from .trainer.progress import run_with_progress
+    run_with_progress(load_config(config, tuple(change or ())), Console())
+
+
+@app.command()
+def dashboard(
+    logdir: Annotated[Path, typer.Argument(help="Folder that holds runs.")] = Path("logs"),
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8050,
+) -> None:
+    """Serve the live page over a log folder."""
+    from .dashboards.server import serve
+
+    if not logdir.is_dir():
+        raise click.ClickException(f"logdir: got {str(logdir)!r}, expected a folder that holds runs")
+    serve(logdir, host=host, port=port, announce=lambda url: typer.echo(f"{url}  (Ctrl-C ends it)"))
+
+
+@app.command()
+def analyze(
+    paths: Annotated[list[Path], typer.Argument(help="Run folders, log folders or files.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    fail_on: Annotated[str, typer.Option(help="Exit 3 at this verdict or worse: collapsed or degraded.")] = "",
+    chat_format: Annotated[str, typer.Option("--format", help="Chat format of transcripts.")] = "hermes",
+) -> None:
+    """Say of each run whether it collapsed, since when, and what moved first."""
+    from .report import analyze, print_summary, to_json
+
+    if fail_on and fail_on not in FAILING:
+        raise click.ClickException(f"--fail-on: got {fail_on!r}, expected one of {', '.join(FAILING)}")
+    reports = [report for path in paths for report in analyze(path, format=chat_format)]
+    if as_json:
+        typer.echo(json.dumps(to_json(reports), indent=2))
+    else:
+        print_summary(reports, Console())
+    if fail_on and any(report.verdict in FAILING[fail_on] for report in reports):
+        raise typer.Exit(3)
+
+
+@app.command()
+def query(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    sql: Annotated[str, typer.Argument(help="A query over the tables of docs/schema.md.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of rows.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> None:
+    """Ask a run's database, read-only."""
+    from .queries import open_run
+    from .tables import print_table
+
+    with contextlib.closing(open_run(run)) as opened:
+        table = opened.query(sql)
+    if as_json:
+        typer.echo(json.dumps([dict(zip(table.columns, row, strict=True)) for row in table.rows], default=str))
+    elif as_csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerows([table.columns, *table.rows])
+    else:
+        print_table(table.columns, table.rows, Console())
+
+
+@contextlib.contextmanager
+def _needs_train(command: str) -> Any:
+    """Turn a missing training library into the line that says what to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("collapsewatch"):
+            raise
+        raise click.ClickException(
+            f"{command}: got no module {error.name!r}, expected the training extra: pip install 'collapsewatch[train]'"
+        ) from error
+
+
+def main() -> None:
+    """Entry point: run the command; a wrong input is one line and exit 2, never a traceback."""
+    try:
+        code = app(standalone_mode=False)
+    except click.ClickException as error:
+        _fail(error.format_message())
+    except (click.Abort, KeyboardInterrupt):
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:  # `collapsewatch query ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except (ValueError, OSError) as error:
+        if not type(error).__module__.startswith("collapsewatch"):
+            raise
+        _fail(str(error))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> None:
+    text = " ".join(message.split())
+    typer.echo(text if text.startswith("error: ") else f"error: {text}", err=True)
+    sys.exit(2)

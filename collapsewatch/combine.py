@@ -1,0 +1,106 @@
+"""Every rank's measure of one step to one StepRecord.
+
+Rates and hazards are ratio estimates over turns, with standard errors clustered by prompt group, because the
+rollouts of one prompt stand or fall together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from .records import ControlRow, Observation, RolloutRow, StepRecord, Structure, TurnRow
+
+Sums = Mapping[str, Mapping[int, tuple[float, float]]]
+"""Numerator and denominator by stream and prompt group: all of a rank's measure that has to be gathered."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankMeasure:
+    """What one rank adds to a step: its sums, and its own detail rows."""
+
+    sums: Sums
+    control: tuple[ControlRow, ...]
+    turns: tuple[TurnRow, ...]
+    rollouts: tuple[RolloutRow, ...]
+
+
+_METRIC_ONLY = frozenset(
+    ["reward", "reward_square", "tools/call_frequency", "env_errors", "turns", "entropy"]
+    + ["completions/mean_length", "completions/clipped_ratio"]
+    + [f"structure/{structure}" for structure in Structure]
+)
+
+
+def combine(
+    ranks: Sequence[Sums],
+    detail: RankMeasure,
+    step: int,
+    time: float,
+    metrics: Mapping[str, float] | None = None,
+) -> StepRecord:
+    """One step's record from every rank's sums; the detail rows are this rank's own.
+
+    Every rank that combines the same sums gets the same observations, so every rank decides alike.
+    """
+    merged: dict[str, dict[int, tuple[float, float]]] = {}
+    for rank in ranks:
+        for stream, groups in rank.items():
+            into = merged.setdefault(stream, {})
+            for group, (top, bottom) in groups.items():
+                a, b = into.get(group, (0.0, 0.0))
+                into[group] = (a + top, b + bottom)
+    estimates = {name: _ratio(groups) for name, groups in merged.items() if groups}
+    scalars = {name: estimates[name].value for name in sorted(_METRIC_ONLY & estimates.keys())}
+    scalars.pop("reward_square", None)
+    scalars.update(_reward_metrics(merged))
+    if "parse_failure" in estimates:
+        scalars["parse_rate"] = 1.0 - estimates["parse_failure"].value
+    if "hazard" in estimates:
+        scalars["hazard"] = estimates["hazard"].value
+    observations = tuple(
+        Observation(name, *estimate) for name, estimate in estimates.items() if name not in _METRIC_ONLY
+    )
+    return StepRecord(
+        step,
+        time,
+        {**scalars, **(metrics or {})},
+        observations,
+        detail.control,
+        detail.turns,
+        detail.rollouts,
+    )
+
+
+class _Estimate(NamedTuple):
+    value: float
+    n: int
+    stderr: float
+
+
+def _ratio(groups: Mapping[int, tuple[float, float]]) -> _Estimate:
+    """Ratio of sums over prompt groups, with the linearised standard error of a cluster sample."""
+    pairs = np.array([groups[key] for key in sorted(groups)], float)  # (G, 2)
+    top, bottom = pairs.sum(axis=0)
+    value = top / bottom
+    n = len(pairs)
+    if n < 2:
+        return _Estimate(float(value), n, 0.0)
+    residual = pairs[:, 0] - value * pairs[:, 1]
+    return _Estimate(float(value), n, float(math.sqrt(n / (n - 1) * (residual**2).sum()) / bottom))
+
+
+def _reward_metrics(sums: Mapping[str, Mapping[int, tuple[float, float]]]) -> dict[str, float]:
+    """`reward_std` over all rollouts and `frac_reward_zero_std` over groups, as TRL names them."""
+    first, second = sums.get("reward", {}), sums.get("reward_square", {})
+    if not first:
+        return {}
+    pairs = np.array([(first[g][0], second[g][0], first[g][1]) for g in sorted(first)], float)  # (G, 3)
+    spread = pairs[:, 1] / pairs[:, 2] - (pairs[:, 0] / pairs[:, 2]) ** 2
+    total, square, n = pairs.sum(axis=0)
+    variance = max(square / n - (total / n) ** 2, 0.0) * n / max(n - 1, 1)
+    return {"reward_std": math.sqrt(variance), "frac_reward_zero_std": float((spread < 1e-12).mean())}

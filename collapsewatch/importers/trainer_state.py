@@ -1,0 +1,51 @@
+"""`trainer_state.json`, which a Hugging Face trainer leaves in a checkpoint, or its `log_history` alone."""
+
+from __future__ import annotations
+
+import json
+from math import isfinite
+from pathlib import Path
+from typing import Any, ClassVar
+
+from .base import Imported, Importer, ImportFailed, number, scalars
+
+_HEAD = 65536
+
+
+class TrainerState(Importer):
+    """Reads the log history of a TRL run; evaluation and summary rows are left out."""
+
+    source: ClassVar[str] = "trainer_state"
+
+    def sniff(self, path: Path) -> bool:
+        if path.name == "trainer_state.json":
+            return True
+        if path.suffix != ".json":
+            return False
+        with path.open(encoding="utf-8", errors="replace") as file:
+            head = file.read(_HEAD)
+        return '"log_history"' in head or (head.lstrip()[:1] == "[" and '"reward"' in head and '"step"' in head)
+
+    def read(self, path: Path) -> list[Imported]:
+        try:
+            state: Any = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+        except ValueError as error:
+            raise ImportFailed(f"{path.name}: got broken JSON ({error}), expected a trainer state") from error
+        rows = state.get("log_history") if isinstance(state, dict) else state
+        if not isinstance(rows, list):
+            raise ImportFailed(f"{path.name}: got no list `log_history`, expected a trainer state")
+        steps: list[tuple[int, dict[str, Any]]] = []
+        for row in rows:
+            if isinstance(row, dict) and "reward" in row:
+                step = number(row.get("step"))
+                steps.append((int(step) if isfinite(step) else len(steps) + 1, row))
+        if not steps:
+            raise ImportFailed(f"{path.name}: got {len(rows)} rows without `reward`, expected rows of GRPO training")
+        records, unmapped = scalars(steps)
+        return [Imported(_name(path), self.source, path, records, unmapped)]
+
+
+def _name(path: Path) -> str:
+    """The folder of the run: a checkpoint's parent says more than `checkpoint-200`."""
+    folder = path.resolve().parent
+    return folder.parent.name if folder.name.startswith("checkpoint-") else folder.name

@@ -1,0 +1,251 @@
+"""Arrays of one step on one rank to sums by stream and prompt group, and to detail rows. Pure numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .combine import RankMeasure
+from .formats.base import BoundFormat, SlotArrays
+from .records import SLOTS, Classified, ControlRow, RolloutRow, Slot, Structure, TurnRow
+from .structure import Reason
+
+Floats = npt.NDArray[np.float64]
+_WORST = {structure: rank for rank, structure in enumerate(Structure)}  # tool_call < ... < collapsed
+
+
+@dataclass(frozen=True, slots=True)
+class Rollouts:
+    """One rank's rollouts of one step.
+
+    `ids` (N, T) token ids after the prompt; `mask` (N, T) bool, True on the model's own tokens;
+    `logp` (N, T, K) log-probability of each control token where `ids[:, t]` was sampled, NaN where unknown;
+    `entropy` (N, T) nats or None; `group`, `reward`, `advantage`, `env_errors` (N,); `row` (N,) the rollout's
+    number, which names it in the store; `length` (N,) tokens after the prompt.
+    """
+
+    ids: npt.NDArray[np.int64]
+    mask: npt.NDArray[np.bool_]
+    logp: npt.NDArray[np.floating]
+    entropy: npt.NDArray[np.floating] | None
+    group: npt.NDArray[np.int64]
+    reward: Floats
+    advantage: Floats
+    env_errors: npt.NDArray[np.int64]
+    row: npt.NDArray[np.int64]
+    length: npt.NDArray[np.int64]
+
+
+class _Sums:
+    """Accumulates (numerator, denominator) by stream and prompt group."""
+
+    def __init__(self, group: npt.NDArray[np.int64]) -> None:
+        self._groups, self._index = np.unique(group, return_inverse=True)
+        self.by_stream: dict[str, dict[int, tuple[float, float]]] = {}
+
+    def add(self, stream: str, numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> None:
+        """Both (N,), one value per rollout."""
+        width = len(self._groups)
+        top = np.bincount(self._index, np.asarray(numerator, float), width)
+        bottom = np.bincount(self._index, np.asarray(denominator, float), width)
+        pairs = zip(self._groups.tolist(), top.tolist(), bottom.tolist(), strict=True)
+        self.by_stream[stream] = {group: (a, b) for group, a, b in pairs if b > 0}
+
+
+def measure_rank(rollouts: Rollouts, chat_format: BoundFormat) -> RankMeasure:
+    """Slots, hazards, structures and control-token statistics of one rank's rollouts."""
+    arrays = chat_format.slots(rollouts.ids, rollouts.mask)
+    sums = _Sums(rollouts.group)
+    turns_per = arrays.turn.max(axis=1, initial=-1) + 1  # (N,)
+    logp = np.minimum(rollouts.logp.astype(np.float64), 0.0)  # (N, T, K)
+    scored = arrays.alive & np.isfinite(logp).all(axis=2)
+    p = np.where(scored[..., None], np.exp(np.where(scored[..., None], logp, 0.0)), 0.0)
+    hazard = -np.log1p(-np.minimum(p, 1 - 1e-12))  # (N, T, K): expected emissions, summable over positions
+    illegal = scored[..., None] & ~chat_format.legal_table[arrays.slot]
+    turn_hazard = _hazard_streams(sums, chat_format, arrays, hazard, illegal, turns_per)
+    _legal_streams(sums, chat_format, arrays, p, hazard, scored)
+    control = tuple(_control_rows(chat_format, rollouts.ids, arrays, p, hazard, scored, int(turns_per.sum())))
+    classified = [
+        [chat_format.classify_ids(row[a:b]) for a, b in chat_format.turns(own, row)]
+        for row, own in zip(rollouts.ids, rollouts.mask, strict=True)
+    ]
+    _outcome_streams(sums, classified)
+    _scalar_sums(sums, rollouts, classified)
+    return RankMeasure(
+        sums.by_stream,
+        control,
+        tuple(_turn_rows(rollouts, chat_format, classified, turn_hazard)),
+        tuple(_rollout_rows(rollouts, classified, turn_hazard)),
+    )
+
+
+def _hazard_streams(
+    sums: _Sums,
+    chat_format: BoundFormat,
+    arrays: SlotArrays,
+    hazard: Floats,
+    illegal: npt.NDArray[np.bool_],
+    turns_per: npt.NDArray[np.int32],
+) -> Floats:
+    """Adds `hazard`, `hazard:<token>`, `hazard@slot` and their cells; returns hazard per position (N, T)."""
+    held = np.where(illegal, hazard, 0.0)
+    by_slot = {
+        slot: (held * (arrays.slot == code)[..., None]).sum(axis=1)  # (N, K)
+        for code, slot in enumerate(SLOTS)
+        if (illegal & (arrays.slot == code)[..., None]).any()
+    }
+    total: Floats = held.sum(axis=2)  # (N, T)
+    sums.add("hazard", total.sum(axis=1), turns_per)
+    for k, token in enumerate(chat_format.tokens):
+        sums.add(f"hazard:{token}", held[..., k].sum(axis=1), turns_per)
+    for slot, cells in by_slot.items():
+        sums.add(f"hazard@{slot}", cells.sum(axis=1), turns_per)
+        for k, token in enumerate(chat_format.tokens):
+            if not chat_format.legal_table[SLOTS.index(slot), k]:
+                sums.add(f"hazard:{token}@{slot}", cells[:, k], turns_per)
+    return total
+
+
+def _legal_streams(
+    sums: _Sums,
+    chat_format: BoundFormat,
+    arrays: SlotArrays,
+    p: Floats,
+    hazard: Floats,
+    scored: npt.NDArray[np.bool_],
+) -> None:
+    """The degenerate side of positions where a control token is legal, as probabilities."""
+    roles = np.array([chat_format.format.role[token] for token in chat_format.tokens])
+    p_open = p[..., roles == "open"].sum(axis=2)
+    p_end = p[..., roles == "end"].sum(axis=2)
+    in_slot = {slot: scored & (arrays.slot == SLOTS.index(slot)) for slot in (Slot.START, Slot.CLOSE, Slot.TEXT)}
+    # White space keeps the slot, so only the first position after the header or the call is a decision.
+    start, close = (_first(in_slot[slot]) for slot in (Slot.START, Slot.CLOSE))
+    sums.add("no_call_start", np.where(start, 1 - p_open, 0).sum(axis=1), start.sum(axis=1))
+    sums.add("no_end", np.where(close, 1 - p_end - p_open, 0).clip(0).sum(axis=1), close.sum(axis=1))
+    sums.add("reopen", np.where(close, p_open, 0).sum(axis=1), close.sum(axis=1))
+    text = in_slot[Slot.TEXT]
+    opened = np.where(text[..., None] & (roles == "open"), hazard, 0).sum(axis=(1, 2))
+    turns = (np.diff(np.where(text, arrays.turn, -1), axis=1, prepend=-1) > 0).sum(axis=1)
+    sums.add("call_in_text", -np.expm1(-opened) * (turns > 0), turns > 0)
+
+
+def _first(inside: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Where a run of True begins along the last axis."""
+    before = np.zeros_like(inside)
+    before[:, 1:] = inside[:, :-1]
+    return inside & ~before
+
+
+def _outcome_streams(sums: _Sums, classified: Sequence[Sequence[Classified]]) -> None:
+    """Rates of bad outcomes: over turns, over attempted calls, over rollouts."""
+    turns = [len(row) for row in classified]
+
+    def share(stream: str, hit: Callable[[Classified], bool]) -> None:
+        sums.add(stream, [sum(map(hit, row)) for row in classified], turns)
+
+    for structure in Structure:
+        share(f"structure/{structure}", lambda turn, wanted=structure: turn.structure is wanted)  # type: ignore[misc]
+    for stream in (Structure.POLLUTED, Structure.COLLAPSED):
+        sums.by_stream[stream] = sums.by_stream[f"structure/{stream}"]
+    share("empty", lambda turn: turn.reason == Reason.EMPTY)
+    share("truncated", lambda turn: turn.reason == Reason.TRUNCATED)
+    share("repeated", lambda turn: turn.reason == Reason.REPETITION)
+    attempted = [sum(turn.attempted for turn in row) for row in classified]
+    parsed = [sum(len(turn.calls) for turn in row) for row in classified]
+    sums.add("parse_failure", np.subtract(attempted, parsed), attempted)
+    sums.add("no_call", [count == 0 for count in attempted], np.ones(len(classified)))
+
+
+def _scalar_sums(sums: _Sums, rollouts: Rollouts, classified: Sequence[Sequence[Classified]]) -> None:
+    """Sums behind the metrics that are means over rollouts or tokens."""
+    ones = np.ones(len(rollouts.ids))
+    known = np.isfinite(rollouts.reward)
+    reward = np.where(known, rollouts.reward, 0.0)
+    tokens = rollouts.mask.sum(axis=1)
+    sums.add("reward", reward, known)
+    sums.add("reward_square", reward**2, known)
+    sums.add("tools/call_frequency", [sum(len(turn.calls) for turn in row) for row in classified], ones)
+    sums.add("env_errors", rollouts.env_errors, ones)
+    sums.add("turns", [len(row) for row in classified], ones)
+    sums.add("completions/mean_length", tokens, ones)
+    cut = [bool(row) and row[-1].reason == Reason.TRUNCATED for row in classified]
+    sums.add("completions/clipped_ratio", cut, ones)
+    if rollouts.entropy is not None:
+        entropy = np.where(rollouts.mask & np.isfinite(rollouts.entropy), rollouts.entropy, 0.0)
+        sums.add("entropy", entropy.sum(axis=1), tokens)
+
+
+def _control_rows(
+    chat_format: BoundFormat,
+    ids: npt.NDArray[np.int64],
+    arrays: SlotArrays,
+    p: Floats,
+    hazard: Floats,
+    scored: npt.NDArray[np.bool_],
+    turns: int,
+) -> Iterator[ControlRow]:
+    for code, slot in enumerate(SLOTS):
+        here = scored & (arrays.slot == code)
+        n = int(here.sum())
+        if not n:
+            continue
+        for k, token in enumerate(chat_format.tokens):
+            values = p[..., k][here]
+            p50, p99 = np.quantile(values, (0.5, 0.99)).tolist()
+            yield ControlRow(
+                token=token,
+                slot=slot,
+                legal=bool(chat_format.legal_table[code, k]),
+                n=n,
+                mean=float(values.mean()),
+                p50=p50,
+                p99=p99,
+                max=float(values.max()),
+                hazard=float(hazard[..., k][here].sum() / max(turns, 1)),
+                expected=float(values.sum()),
+                sampled=int((ids[here] == chat_format.ids[k]).sum()),
+            )
+
+
+def _turn_rows(
+    rollouts: Rollouts,
+    chat_format: BoundFormat,
+    classified: Sequence[Sequence[Classified]],
+    hazard: Floats,
+) -> Iterator[TurnRow]:
+    for i, row in enumerate(classified):
+        spans = chat_format.turns(rollouts.mask[i], rollouts.ids[i])
+        for j, ((begin, end), turn) in enumerate(zip(spans, row, strict=True)):
+            yield TurnRow(
+                rollout=int(rollouts.row[i]),
+                turn=j,
+                structure=turn.structure,
+                reason=turn.reason,
+                stop="length" if turn.reason == Reason.TRUNCATED else "eos",
+                tokens=end - begin,
+                calls=len(turn.calls),
+                hazard=float(hazard[i, begin:end].sum()),
+            )
+
+
+def _rollout_rows(
+    rollouts: Rollouts, classified: Sequence[Sequence[Classified]], hazard: Floats
+) -> Iterator[RolloutRow]:
+    for i, row in enumerate(classified):
+        worst = max((turn.structure for turn in row), key=_WORST.__getitem__, default=Structure.COLLAPSED)
+        yield RolloutRow(
+            rollout=int(rollouts.row[i]),
+            group=int(rollouts.group[i]),
+            reward=float(rollouts.reward[i]),
+            advantage=float(rollouts.advantage[i]),
+            turns=len(row),
+            tokens=int(rollouts.mask[i].sum()),
+            calls=sum(len(turn.calls) for turn in row),
+            env_errors=int(rollouts.env_errors[i]),
+            structure=worst,
+            hazard=float(hazard[i].sum()),
+        )

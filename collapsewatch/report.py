@@ -1,0 +1,233 @@
+"""Post-hoc: what happened to a run, since when, and what moved first. Replays what the monitor does live."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+from rich.console import Console
+from rich.table import Table
+
+from . import importers, queries
+from .detectors import FA_PER_10K, UnknownStream, spec
+from .importers import Imported
+from .plugins import UnknownPlugin
+from .records import Alarm, Driver, Verdict
+from .verdict import Trace, decide, not_judged, replay, shares_verdict
+
+
+class ReportError(ValueError):
+    """There is nothing to analyze at the path."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What is to say of one run. `steps` is (first, last, count), with None for a log without step numbers.
+
+    `reward` is the mean over the first, the best and the last window, or None without rewards.
+    """
+
+    name: str
+    path: str
+    source: str
+    steps: tuple[int | None, int | None, int] = (None, None, 0)
+    verdict: Verdict = Verdict.UNJUDGED
+    kind: str = ""
+    onset_step: int | None = None
+    detected_step: int | None = None
+    first_mover: str = ""
+    token: str = ""
+    evidence: tuple[Driver, ...] = ()
+    alarms: tuple[Alarm, ...] = ()
+    not_judged: tuple[tuple[str, str], ...] = ()
+    unmapped: tuple[str, ...] = ()
+    reward: tuple[float, float, float] | None = None
+    interventions: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object of `analyze --json`."""
+        return {
+            "name": self.name,
+            "path": self.path,
+            "source": self.source,
+            "steps": dict(zip(("first", "last", "count"), self.steps, strict=True)),
+            "verdict": str(self.verdict),
+            "kind": self.kind,
+            "onset_step": self.onset_step,
+            "detected_step": self.detected_step,
+            "first_mover": self.first_mover,
+            "token": self.token,
+            "evidence": [
+                {"stream": d.stream, "share": d.share, "level": d.level, "baseline": d.baseline}
+                | {"tolerance": d.tolerance}
+                for d in self.evidence
+            ],
+            "alarms": [
+                {"step": a.step, "tier": str(a.tier), "detector": a.detector, "kind": a.kind}
+                | {"streams": [d.stream for d in a.drivers], "onset_step": a.onset_step, "log_e": a.log_e}
+                for a in self.alarms
+            ],
+            "not_judged": [{"stream": s, "reason": r} for s, r in self.not_judged],
+            "unmapped": list(self.unmapped),
+            "reward": None if self.reward is None else dict(zip(("first", "best", "last"), self.reward, strict=True)),
+            "interventions": self.interventions,
+        }
+
+
+def analyze(path: str | Path, *, format: str = "hermes", fa_per_10k: float = FA_PER_10K) -> list[RunReport]:
+    """Judge the run at `path`, or every run and readable foreign log below a folder.
+
+    `format` is the chat format of transcripts. A broken file becomes a report with verdict `unjudged` and its
+    reason; it never stops the rest.
+
+    Raises:
+        ReportError: no such path, or nothing there that can be read.
+    """
+    root = Path(path)
+    if not root.exists():
+        raise ReportError(f"analyze: got {root}, expected a run, a log file or a folder of them; no such path")
+    if root.name == "run.duckdb":
+        root = root.parent
+    own = list(queries.find_runs(root)) if root.is_dir() else []
+    reports = [_own_run(p, fa_per_10k) for p in own]
+    for file in _files(root, own):
+        reports += _foreign(file, format, fa_per_10k, named=file == root)
+    if not reports:
+        raise ReportError(
+            f"analyze: got {root} with no run in it, expected folders with run.duckdb, or logs of "
+            f"{', '.join(importers.IMPORTERS)}"
+        )
+    return reports
+
+
+def to_json(reports: Sequence[RunReport]) -> dict[str, Any]:
+    """The contract of `analyze --json`: `{"runs": [...]}` of plain values."""
+    return {"runs": [r.to_dict() for r in reports]}
+
+
+def print_summary(reports: Sequence[RunReport], console: Console) -> None:
+    """A table with one row per run, and a line for each run that could not be judged."""
+    table = Table(show_edge=False, pad_edge=False)
+    for name in ("run", "verdict", "first mover", "token"):
+        table.add_column(name)
+    for name in ("steps", "onset", "detected", "reward first/best/last", "interventions"):
+        table.add_column(name, justify="right")
+    for r in reports:
+        verdict = f"{r.verdict} ({r.kind})" if r.kind else str(r.verdict)
+        reward = "" if r.reward is None else " / ".join(f"{x:.2f}" for x in r.reward)
+        words = (r.name, verdict, r.first_mover, r.token)
+        numbers = (str(r.steps[2]), _shown(r.onset_step), _shown(r.detected_step), reward)
+        table.add_row(*map(_plain, (*words, *numbers, str(r.interventions or ""))), style=_STYLES[r.verdict])
+    console.print(table)
+    for r in reports:
+        if r.verdict is Verdict.UNJUDGED and r.not_judged:
+            console.print(_plain(f"{r.name}: {r.not_judged[0][1]}"))
+
+
+_STYLES: dict[Verdict, str] = {
+    Verdict.HEALTHY: "green",
+    Verdict.RECOVERED: "green",
+    Verdict.DEGRADED: "yellow",
+    Verdict.SILENT: "red",
+    Verdict.COLLAPSED: "red",
+    Verdict.DEAD: "red",
+    Verdict.UNJUDGED: "dim",
+}
+
+
+def _shown(step: int | None) -> str:
+    return "" if step is None else str(step)
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")  # names may hold what rich takes for markup
+
+
+def _files(root: Path, own: Sequence[Path]) -> Iterable[Path]:
+    if root.is_file():
+        return [root]
+    inside = {p.resolve() for p in own}
+    found = (p for p in root.rglob("*") if p.is_file() and not p.name.startswith("."))
+    return sorted(p for p in found if not inside & set(p.resolve().parents))
+
+
+def _own_run(path: Path, fa_per_10k: float) -> RunReport:
+    try:
+        with closing(queries.open_run(path)) as run:
+            applied = sum(a.status == "applied" for a in run.applied())
+            trace = replay(run.records(), run.events(), fa_per_10k)
+    except (queries.RunError, UnknownStream, duckdb.Error, OSError, ValueError) as error:
+        return _broken(path, path.name, "collapsewatch", error)
+    return _judge(path.name, path, "collapsewatch", trace, applied=applied)
+
+
+def _foreign(path: Path, format: str, fa_per_10k: float, named: bool) -> list[RunReport]:
+    try:
+        importer = importers.find(path, format)
+        if importer is not None:
+            return [_imported(run, fa_per_10k) for run in importer.read(path)]
+    except UnknownPlugin:
+        raise  # the chat format asked for, not the file
+    except Exception as error:  # whatever a foreign file makes an importer do, the other files are still read
+        return [_broken(path, path.stem, "", error)]
+    if named:
+        raise ReportError(f"analyze: got {path}, expected a log of one of {', '.join(importers.IMPORTERS)}")
+    return []
+
+
+def _broken(path: Path, name: str, source: str, error: Exception) -> RunReport:
+    return RunReport(name, str(path), source, not_judged=(("", f"broken: {error}"),))
+
+
+def _imported(run: Imported, fa_per_10k: float) -> RunReport:
+    if not run.dated:
+        return _undated(run)
+    return _judge(run.name, run.path, run.source, replay(run.records, (), fa_per_10k), run.unmapped)
+
+
+def _judge(
+    name: str, path: Path, source: str, trace: Trace, unmapped: tuple[str, ...] = (), applied: int = 0
+) -> RunReport:
+    verdict, kind, alarm, reward = decide(trace)
+    drivers = alarm.drivers if alarm else ()
+    mover = trace.movers.get(alarm.step, "") if alarm else ""
+    mover = mover or (drivers[0].stream if drivers else "")
+    named = [mover, *(d.stream for d in drivers)] if mover else []
+    return RunReport(
+        name=name,
+        path=str(path),
+        source=source,
+        steps=(trace.steps[0], trace.steps[-1], len(trace.steps)) if trace.steps else (None, None, 0),
+        verdict=verdict,
+        kind=kind,
+        onset_step=alarm.onset_step if alarm else None,
+        detected_step=alarm.step if alarm else None,
+        first_mover=mover,
+        token=next((token for s in named if (token := spec(s).token)), ""),
+        evidence=drivers,
+        alarms=tuple(trace.alarms),
+        not_judged=not_judged(trace),
+        unmapped=unmapped,
+        reward=reward,
+        interventions=applied,
+    )
+
+
+def _undated(run: Imported) -> RunReport:
+    """A log without step numbers has shares and no course: no onset, no alarm."""
+    verdict, kind, shares = shares_verdict(run.records[0])
+    reasons = [("", "no step numbers: judged by its shares alone, no onset")]
+    return RunReport(
+        name=run.name,
+        path=str(run.path),
+        source=run.source,
+        verdict=verdict,
+        kind=kind,
+        evidence=shares,
+        not_judged=tuple(reasons),
+        unmapped=run.unmapped,
+    )

@@ -1,0 +1,28 @@
+"""Plain tables on the terminal; text from logs is data, so markup and control characters in it are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], console: Console) -> None:
+    """One row per line, numbers on the right."""
+    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+    for i, column in enumerate(table.columns):
+        if rows and all(isinstance(row[i], int | float) for row in rows):
+            column.justify = "right"
+    for row in rows:
+        table.add_row(*(Text(_shown(value)) for value in row))
+    console.print(table)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -1,0 +1,202 @@
+"""The rules of the verdict: what a replay of a run says of it, with every threshold and its reason."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from math import exp, isfinite, sqrt
+from statistics import fmean, median, pvariance
+from typing import NamedTuple
+
+from .detectors import FA_PER_10K, Detection, build, spec
+from .detectors.baseline import USABLE
+from .detectors.streams import BAD_OUTCOMES, FAILURES
+from .records import Alarm, Driver, Event, StepRecord, Tier, Verdict
+
+MIN_STEPS = 5  # what the health check needs; a run that was shorter says nothing
+WINDOW = 10  # records that make "at the end": long enough for a median to outvote a freak batch
+BROKEN = 0.5  # share of failed outcomes from which on structure counts as lost: the hard limit's
+SOUND = 0.25  # below it structure counts as intact again: half of broken
+LOST = 0.3  # of the best reward: less than that at the end is a run lost
+KEPT = 0.8  # of the best reward: that much at the end is a run whose reward shows nothing
+SAGGED = 0.7  # of the best quarter: less, beyond noise, is a loss even where no structure explains it
+NOISE = 3.0  # standard errors
+NO_REWARD = 0.01  # a best window below it: no rollout ever succeeded
+TOUCHED = 0.1  # share of broken turns, in a transcript without steps, that is more than slips
+
+
+@dataclass(slots=True)
+class Trace:
+    """What one pass over the records leaves."""
+
+    steps: list[int] = field(default_factory=list)
+    failure: list[float] = field(default_factory=list)  # structural failure rate of the records that tell one
+    reward: list[float] = field(default_factory=list)
+    tail: dict[str, deque[float]] = field(default_factory=dict)  # last levels per stream, as the detector reads
+    counts: dict[str, int] = field(default_factory=dict)
+    alarms: list[Alarm] = field(default_factory=list)
+    movers: dict[int, str] = field(default_factory=dict)  # by the step of the alarm
+
+
+def replay(records: Iterable[StepRecord], events: Iterable[Event] = (), fa_per_10k: float = FA_PER_10K) -> Trace:
+    """Read a run from its start with the monitor's own detection; stored alarms are not looked at."""
+    detection = Detection(build(fa_per_10k=fa_per_10k))
+    marks = sorted((e for e in events if e.name == "mark"), key=lambda e: e.step)
+    trace = Trace()
+    for record in records:
+        # A mark carries the step of the last record before it: it acts on what comes after.
+        while marks and marks[0].step < record.step:
+            mark = marks.pop(0)
+            detection.mark_event(mark.step, mark.detail)
+        for alarm in detection.update(record)[0]:
+            trace.alarms.append(alarm)
+            if alarm.tier is Tier.ALARM:
+                trace.movers[alarm.step] = detection.first_mover()
+        trace.steps.append(record.step)
+        reward = record.metrics.get("reward")
+        if reward is not None and isfinite(reward):
+            trace.reward.append(reward)
+        levels: dict[str, float] = {}
+        for o in record.observations:
+            if isfinite(o.value):
+                levels[o.stream] = 1 - exp(-o.value) if spec(o.stream).kind == "hazard" else o.value
+        for stream, level in levels.items():
+            trace.tail.setdefault(stream, deque(maxlen=WINDOW)).append(level)
+            trace.counts[stream] = trace.counts.get(stream, 0) + 1
+        if BAD_OUTCOMES & levels.keys():
+            trace.failure.append(_failure_rate(levels))
+    return trace
+
+
+def _failure_rate(levels: dict[str, float]) -> float:
+    """The share of outcomes that failed structurally: the worst way to fail counts."""
+    ways = [levels.get("polluted", 0.0) + levels.get("collapsed", 0.0)]
+    ways += [levels.get(s, 0.0) for s in ("empty", "repeated", "truncated")]
+    if "polluted" not in levels:  # a broken call pollutes its turn; its share of the calls alone may be of one call
+        ways.append(levels.get("parse_failure", 0.0))
+    return max(ways)
+
+
+class Judgement(NamedTuple):
+    """Verdict, kind, the alarm they rest on, and the mean reward of the first, best and last window."""
+
+    verdict: Verdict
+    kind: str
+    alarm: Alarm | None
+    reward: tuple[float, float, float] | None
+
+
+def decide(trace: Trace) -> Judgement:
+    """Judge a replayed run."""
+    reward = _reward(trace.reward)
+    kept = _kept(trace.reward, reward) if reward else None
+    if len(trace.steps) < MIN_STEPS or not (trace.failure or trace.counts or trace.reward):
+        return Judgement(Verdict.UNJUDGED, "", None, reward)
+    alarm, over = _decisive(trace.alarms)
+    failing = median(trace.failure[-WINDOW:]) if trace.failure else None
+    began = median(trace.failure[:MIN_STEPS]) if trace.failure else None
+    broken = (failing is not None and failing >= BROKEN) or (alarm is not None and _still(trace, alarm))
+    never_sound = began is None or (began >= BROKEN and min(_medians(trace.failure)) >= BROKEN)
+    never_rewarded = reward is None or reward[1] <= NO_REWARD
+    if never_sound and never_rewarded and (began is not None or reward is not None):
+        return Judgement(Verdict.DEAD, "broken_start", None, reward)
+    if alarm is None:
+        if _sagged(trace.reward):
+            return Judgement(Verdict.DEGRADED, "reward_loss", None, reward)
+        return Judgement(Verdict.HEALTHY, "", None, reward)
+    if broken and kept is not None and kept >= KEPT:
+        # The answers are right and do not end: the end of the turn is what was lost.
+        kind = "eos_loss" if alarm.kind == "length_runaway" else alarm.kind
+        return Judgement(Verdict.SILENT, kind, alarm, reward)
+    if broken or (kept is not None and kept < LOST):
+        return Judgement(Verdict.COLLAPSED, alarm.kind, alarm, reward)
+    sound = failing is None or failing < SOUND
+    if sound and over and (kept is None or kept >= KEPT):
+        return Judgement(Verdict.RECOVERED, alarm.kind, alarm, reward)
+    return Judgement(Verdict.DEGRADED, alarm.kind, alarm, reward)
+
+
+def shares_verdict(record: StepRecord) -> tuple[Verdict, str, tuple[Driver, ...]]:
+    """Verdict, kind and shares of a log without steps: one record over all its turns."""
+    level = {o.stream: o.value for o in record.observations}
+    bad = level.get("polluted", 0.0) + level.get("collapsed", 0.0)
+    ranked = sorted((s for s in level if level[s] > 0), key=lambda s: -level[s])
+    total = sum(level.values())
+    shares = tuple(Driver(s, level[s] / total, level[s], 0.0, spec(s).null.abs) for s in ranked)
+    if record.metrics.get("turns", 0) < MIN_STEPS:
+        return Verdict.UNJUDGED, "", shares
+    if bad < TOUCHED:
+        return Verdict.HEALTHY, "", shares
+    return Verdict.COLLAPSED if bad >= BROKEN else Verdict.DEGRADED, FAILURES[ranked[0]], shares
+
+
+def not_judged(trace: Trace) -> tuple[tuple[str, str], ...]:
+    """Streams nobody could judge, and why."""
+    rows = [(s, "not in the log") for s in ("hazard", *sorted(BAD_OUTCOMES)) if s not in trace.counts]
+    if len(trace.steps) < MIN_STEPS:
+        rows.insert(0, ("", f"{len(trace.steps)} steps, {MIN_STEPS} are needed"))
+    short = [(s, n) for s, n in sorted(trace.counts.items()) if n <= USABLE]
+    return tuple(rows + [(s, f"{n} values, {USABLE + 1} are needed for a baseline") for s, n in short])
+
+
+def _decisive(alarms: Sequence[Alarm]) -> tuple[Alarm | None, bool]:
+    """The alarm that opened the last episode, and whether that episode is over.
+
+    A new normal declared by `rebaselined` ends nothing: what is broken was only got used to.
+    """
+    first: Alarm | None = None
+    over = True
+    for a in alarms:
+        if a.tier is Tier.ALARM and (over or first is None):
+            first, over = a, False
+        elif a.tier is Tier.CLEARED:
+            over = True
+    return first, over
+
+
+def _still(trace: Trace, alarm: Alarm) -> bool:
+    """Is the main driver still lost at the end: beyond what was tolerated, and in half of all cases?"""
+    if not alarm.drivers:
+        return False
+    top = alarm.drivers[0]
+    tail = trace.tail.get(top.stream)
+    return bool(tail) and median(tail or [0.0]) >= max(BROKEN, top.tolerance)
+
+
+def _window(values: Sequence[float]) -> int:
+    return max(3, min(WINDOW, len(values) // 4))
+
+
+def _medians(values: Sequence[float]) -> list[float]:
+    w = min(_window(values), len(values))
+    return [median(values[i : i + w]) for i in range(len(values) - w + 1)]
+
+
+def _reward(values: Sequence[float]) -> tuple[float, float, float] | None:
+    if not values:
+        return None
+    w = min(_window(values), len(values))
+    means = [fmean(values[i : i + w]) for i in range(len(values) - w + 1)]
+    return means[0], max(means), means[-1]
+
+
+def _kept(values: Sequence[float], reward: tuple[float, float, float]) -> float | None:
+    """The part of the best reward left at the end; with rewards below zero, counted from the worst seen."""
+    low = min(0.0, *values)
+    return (reward[2] - low) / (reward[1] - low) if reward[1] > low else None
+
+
+def _sagged(values: Sequence[float]) -> bool:
+    """Is the reward of the last quarter below that of the best quarter by a third, and by more than noise?
+
+    Quarters, because the best of many short windows lies above the last one in any noisy run.
+    """
+    w = len(values) // 4
+    if w < 2:
+        return False
+    last = values[-w:]
+    best = max((values[i * w : (i + 1) * w] for i in range(3)), key=fmean)
+    low = min(0.0, *values)
+    noise = sqrt((pvariance(best) + pvariance(last)) / w)
+    return fmean(last) - low < SAGGED * (fmean(best) - low) and fmean(best) - fmean(last) > NOISE * noise

@@ -1,0 +1,245 @@
+"""Chat formats bound to a tokenizer: slots, legality and turns from token ids."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from collapsewatch.formats import FORMATS, format_named
+from collapsewatch.formats.base import AFTER, BoundFormat
+from collapsewatch.records import SLOTS, Slot
+
+HERMES = format_named("hermes")
+
+
+def byte_tokenizer(markers: list[str]) -> Any:
+    """A byte-level tokenizer in which each of `markers` is one token, after `<unk>` at id 0."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("Ċ", "Ċ"), ("{", '"'), ("Ġ", "Ġ")]
+    words = ["<unk>", *alphabet, *("".join(pair) for pair in merges)]
+    core = Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, merges, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_tokens([AddedToken(m, special=m.startswith("<|"), normalized=False) for m in markers])
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
+
+
+ALL = [marker.text for marker in HERMES.markers]
+TOKENIZER = byte_tokenizer(ALL)
+BOUND = HERMES.bind(TOKENIZER)
+ID = dict(zip(BOUND.tokens, BOUND.ids.tolist(), strict=True))
+
+
+def encode(text: str) -> list[int]:
+    ids: list[int] = TOKENIZER.encode(text, add_special_tokens=False)
+    return ids
+
+
+def slots_of(text: str) -> list[str]:
+    ids = np.array([encode(text)])
+    return [SLOTS[code].value for code in BOUND.slots(ids, np.ones_like(ids)).slot[0]]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_keeps_the_contract(name: str) -> None:
+    chat_format = format_named(name)
+    assert chat_format.name == name and chat_format is format_named(name)
+    assert {marker.role for marker in chat_format.markers} <= set(AFTER)
+    assert set(chat_format.legal) == set(Slot)
+    assert set().union(*chat_format.legal.values()) <= set(AFTER)
+
+
+def test_binding_finds_tokens_by_membership() -> None:
+    assert BOUND.tokens == tuple(ALL) and BOUND.missing == ()
+    assert BOUND.ids.tolist() == TOKENIZER.convert_tokens_to_ids(ALL) and BOUND.ids.dtype == np.int64
+    # Like SmolLM2, whose vocabulary has the turn markers only: the others must not become <unk>.
+    small = byte_tokenizer(["<|im_start|>", "<|im_end|>"])
+    bound = HERMES.bind(small)
+    assert set(bound.tokens) == {"<|im_start|>", "<|im_end|>"} and 0 not in bound.ids
+    assert set(bound.missing) == set(ALL) - set(bound.tokens)
+    ids = small.encode('<tool_call>{"name": "f", "arguments": {}}</tool_call><|im_end|>', add_special_tokens=False)
+    assert [call.name for call in bound.classify_ids(ids).calls] == ["f"]
+    with pytest.raises(ValueError, match="hermes: got a tokenizer with none"):
+        HERMES.bind(byte_tokenizer(["<other>"]))
+
+
+def test_legal_table_follows_the_format() -> None:
+    assert BOUND.legal_table.shape == (len(SLOTS), len(ALL))
+    legal = {(SLOTS[s].value, BOUND.tokens[k]) for s, k in zip(*np.nonzero(BOUND.legal_table), strict=True)}
+    ends = ["<|im_end|>", "<|endoftext|>"]
+    assert legal == {
+        ("start", "<tool_call>"),
+        ("start", "<think>"),
+        ("body", "</tool_call>"),
+        ("think", "</think>"),
+        *((slot, token) for slot in ("close", "text") for token in ["<tool_call>", *ends]),
+    }
+
+
+def test_slots_of_a_rendered_turn() -> None:
+    assert slots_of("<think>\n\n</think>\n\n<tool_call>\n{") == [
+        "start",  # <think>
+        "think",  # \n\n
+        "think",  # </think>
+        "start",  # \n\n
+        "start",  # <tool_call>
+        "open",  # \n
+        "open",  # {
+    ]
+    assert slots_of("<tool_call>\n{{") == ["start", "open", "open", "body"]
+    assert slots_of("</tool_call>\n\n <tool_call>") == ["start", "close", "close", "close"]
+    assert slots_of("</tool_call>\na b<|im_end|>") == ["start", "close", "close", "text", "text", "text"]
+    assert slots_of("\n\na<|im_end|><tool_call>") == ["start", "start", "start", "text", "start"]
+
+
+def test_survival_ends_after_the_first_illegal_token() -> None:
+    ids = np.array([encode("a</tool_call>b<|im_end|>a<|im_end|><|im_end|>c")])
+    mask = np.ones_like(ids, bool)
+    found = BOUND.slots(ids, mask)
+    assert found.alive[0].tolist() == [True, True, False, False, True, True, True, True]
+    assert found.turn[0].tolist() == [0, 0, 0, 0, 1, 1, 2, 3]
+    assert BOUND.turns(mask[0], ids[0]) == [(0, 4), (4, 6), (6, 7), (7, 8)]
+    assert BOUND.turns(mask[0]) == [(0, 8)]
+
+
+def slow(ids: list[int], mask: list[bool]) -> tuple[list[int], list[bool], list[int]]:
+    """Slots, survival and turns of one row, position by position."""
+    roles = {ID[marker.text]: marker.role for marker in HERMES.markers}
+    slots, alives, turns = [], [], []
+    state, alive, turn, running = Slot.START, True, -1, False
+    for token, own in zip(ids, mask, strict=True):
+        if not own:
+            slots.append(-1), alives.append(False), turns.append(-1)
+            running = False
+            continue
+        if not running:
+            state, alive, turn, running = Slot.START, True, turn + 1, True
+        slots.append(list(Slot).index(state)), alives.append(alive), turns.append(turn)
+        role = roles.get(token)
+        if role is not None:
+            alive = alive and role in HERMES.legal[state]
+            running = role != "end"
+            state = AFTER[role]
+        elif TOKENIZER.decode([token]).strip():
+            state = {Slot.OPEN: Slot.BODY, Slot.START: Slot.TEXT, Slot.CLOSE: Slot.TEXT}.get(state, state)
+    return slots, alives, turns
+
+
+tokens = st.sampled_from([*ID.values(), *encode("a b"), *encode("\n\n"), *encode("\n"), *encode("{")])
+rows = st.lists(st.tuples(tokens, st.sampled_from([True] * 5 + [False])), max_size=40)
+
+
+@settings(max_examples=300)
+@given(st.lists(rows, min_size=1, max_size=4))
+def test_slots_agree_with_a_slow_walk(batch: list[list[tuple[int, bool]]]) -> None:
+    width = max(map(len, batch))
+    ids = np.zeros((len(batch), width), np.int64)
+    mask = np.zeros((len(batch), width), bool)
+    for n, row in enumerate(batch):
+        ids[n, : len(row)] = [token for token, _ in row]
+        mask[n, : len(row)] = [own for _, own in row]
+    found = BOUND.slots(ids, mask)
+    assert (found.slot.dtype, found.alive.dtype, found.turn.dtype) == (np.int8, np.bool_, np.int32)
+    for n in range(len(batch)):
+        slot, alive, turn = slow(ids[n].tolist(), mask[n].tolist())
+        assert found.slot[n].tolist() == slot
+        assert found.alive[n].tolist() == alive
+        assert found.turn[n].tolist() == turn
+        spans = BOUND.turns(mask[n], ids[n])
+        assert [t for begin, end in spans for t in range(begin, end)] == np.flatnonzero(mask[n]).tolist()
+        assert [turn[begin] for begin, _ in spans] == list(range(len(spans)))
+
+
+def test_slots_take_ids_beyond_the_vocabulary_and_refuse_shapes() -> None:
+    ids = np.array([[-100, 10**6, ID["<|im_end|>"]]])
+    assert BOUND.slots(ids, np.array([[0, 1, 1]])).slot[0].tolist() == [-1, 0, SLOTS.index(Slot.TEXT)]
+    with pytest.raises(ValueError, match=r"\(1, 3\).*\(1, 2\)"):
+        BOUND.slots(ids, np.ones((1, 2)))
+
+
+def test_prose_that_spells_a_marker_is_no_marker() -> None:
+    spelled = [i for char in "Write <tool_call> first." for i in encode(char)]
+    judged = BOUND.classify_ids([*spelled, ID["<|im_end|>"]])
+    assert (judged.structure, judged.reason, judged.attempted) == ("response", "ok", 0)
+    assert BOUND.classify_ids(encode("Write <tool_call> first.<|im_end|>")).attempted == 1
+
+
+def test_stop_defaults_to_what_the_ids_say() -> None:
+    assert BOUND.classify_ids(encode("It is noon.<|im_end|>")).reason == "ok"
+    assert BOUND.classify_ids(encode("It is noon.")).reason == "truncated"
+    assert BOUND.classify_ids(encode("It is noon."), stop="eos").reason == "ok"
+    assert BOUND.classify_ids([]).reason == "empty"
+    text = '<tool_call>{"name": "f", "arguments": {}}</tool_call><|im_end|>'
+    assert BOUND.classify_ids(encode(text), tools=["g"]).reason == "unknown_tool"
+
+
+@given(st.lists(tokens | st.integers(0, len(TOKENIZER) - 1), max_size=60))
+def test_any_ids_are_judged(ids: list[int]) -> None:
+    judged = BOUND.classify_ids(ids)
+    assert judged.structure.healthy == (judged.reason == "ok")
+    if judged.structure.healthy:  # what the structure calls healthy, the slots call legal
+        assert BOUND.slots([ids], [[True] * len(ids)]).alive[0, -1]
+
+
+def template(name: str) -> str:
+    """A Qwen chat template as TRL ships it."""
+    spec = importlib.util.find_spec("trl")
+    if spec is None or spec.origin is None:
+        pytest.skip("trl, which ships the templates, is not installed")
+    return (Path(spec.origin).parent / "chat_templates" / name).read_text()
+
+
+names = st.text("abcdefg_", min_size=1, max_size=6)
+values = st.text(max_size=5) | st.integers() | st.lists(st.booleans(), max_size=2)
+some_calls = st.lists(st.tuples(names, st.dictionaries(names, values, max_size=3)), min_size=1, max_size=3)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5.jinja", "qwen3.jinja"])
+@settings(max_examples=25, deadline=None)
+@given(some_calls, st.sampled_from(["", "Let me look."]), st.sampled_from(["", "I need two facts."]))
+def test_what_a_template_renders_is_legal(
+    name: str, calls: list[tuple[str, dict[str, Any]]], content: str, thought: str
+) -> None:
+    called = [{"type": "function", "function": {"name": n, "arguments": a}} for n, a in calls]
+    messages = [
+        {"role": "user", "content": "What is it?"},
+        {"role": "assistant", "content": content, "reasoning_content": thought, "tool_calls": called},
+        {"role": "tool", "content": json.dumps({"found": 3})},
+        {"role": "assistant", "content": "It is 3, as far as I can see."},
+    ]
+    text = TOKENIZER.apply_chat_template(messages, chat_template=template(name), tokenize=False)
+    ids, mask = encode(text), []
+    opener, own = encode("<|im_start|>assistant\n"), False
+    for at, token in enumerate(ids):  # the model writes from an assistant header to the end of the turn
+        mask.append(own)
+        own = token != ID["<|im_end|>"] and (own or ids[at - len(opener) + 1 : at + 1] == opener)
+    found = BOUND.slots([ids], [mask])
+    assert found.alive[0].tolist() == mask
+    first, second = (BOUND.classify_ids(ids[begin:end]) for begin, end in BOUND.turns(mask, ids))
+    assert [(call.name, call.arguments) for call in first.calls] == calls
+    assert first.reason == ("text_around_call" if content else "ok")
+    assert (second.structure, second.reason) == ("response", "ok")
+
+
+def test_a_format_binds_to_any_duck() -> None:
+    class Words:
+        def get_vocab(self) -> dict[str, int]:
+            return {"<tool_call>": 0, "</tool_call>": 1, "<|im_end|>": 2, "hi": 3, " ": 4}
+
+        def decode(self, token_ids: list[int]) -> str:
+            return "".join({3: "hi", 4: " "}[i] for i in token_ids)
+
+    bound = HERMES.bind(Words())
+    assert isinstance(bound, BoundFormat)
+    assert bound.classify_ids([3, 4, 3, 2]).structure == "response"
+    assert bound.classify_ids([0, 2]).reason == "control_tokens_only"

@@ -1,0 +1,178 @@
+"""Importers: what each log says, the traps of real logs, and files that are broken or foreign."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from collapsewatch.importers import IMPORTERS, ImportFailed, find
+from collapsewatch.importers.base import number, scalars
+from collapsewatch.importers.trainer_state import TrainerState
+from collapsewatch.importers.transcripts import Transcripts
+from collapsewatch.importers.trl_console import TrlConsole
+from collapsewatch.plugins import resolve
+
+LOGS = Path(__file__).parents[2] / "shared" / "data" / "logs"
+CALL = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+
+
+def state(path: Path, rows: list[dict]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"log_history": rows}))
+    return path
+
+
+@pytest.mark.parametrize("name", IMPORTERS)
+def test_every_importer_refuses_what_is_not_its_own(name: str, tmp_path: Path) -> None:
+    importer = resolve(IMPORTERS, name)()
+    assert importer.source == name
+    for i, content in enumerate((b"", b"\x00\xff\xfe{'reward':", b"[]", b'{"a": 1}\n', b"step,reward\n1,0.5\n")):
+        for suffix in (".json", ".jsonl", ".log", ".csv", ""):
+            path = tmp_path / f"file{i}{suffix}"
+            path.write_bytes(content)
+            assert importer.sniff(path) is False
+
+
+def test_trainer_state_gives_metrics_under_trl_names_and_truncation_as_a_stream(tmp_path: Path) -> None:
+    rows = [
+        {"step": 5, "reward": 0.5, "completion_length": 30, "completions/clipped_ratio": 0.25, "kl": 0.0},
+        {"step": 5, "eval_reward": 0.1},
+        {
+            "step": 10,
+            "reward": "0.75",
+            "loss": "nan",
+            "entropy": "1.5e-3",
+            "my/own": 3,
+            "completions/clipped_ratio": 1,
+        },
+        {"step": 10, "train_runtime": 12.0},
+    ]
+    path = state(tmp_path / "my_run" / "checkpoint-10" / "trainer_state.json", rows)
+    importer = find(path)
+    assert isinstance(importer, TrainerState)
+    (run,) = importer.read(path)
+    assert (run.name, run.dated, run.unmapped) == ("my_run", True, ("my/own",))
+    first, last = run.records
+    assert (first.step, last.step) == (5, 10)
+    assert first.metrics["completions/mean_length"] == 30.0 and "completion_length" not in first.metrics
+    assert last.metrics["reward"] == 0.75 and last.metrics["entropy"] == 0.0015 and "loss" not in last.metrics
+    assert [(o.stream, o.value, o.n) for o in last.observations] == [("truncated", 1.0, 1)]
+
+
+def test_a_new_name_wins_over_the_old_one_beside_it() -> None:
+    (record,), _ = scalars([(1, {"completion_length": 9, "completions/mean_length": 7})])
+    assert record.metrics == {"completions/mean_length": 7.0}
+
+
+def test_calls_per_rollout_bound_the_share_of_rollouts_without_one() -> None:
+    records, _ = scalars([(1, {"tools/call_frequency": 0.25}), (2, {"tools/call_frequency": 3.0})])
+    assert [r.observations[0].value for r in records] == [0.75, 0.0]
+    assert records[0].observations[0].stream == "no_call"
+
+
+@given(st.one_of(st.floats(), st.text(), st.booleans(), st.none(), st.lists(st.integers()), st.integers(-9, 9)))
+def test_anything_becomes_a_number_or_nan(value: object) -> None:
+    found = number(value)
+    if isinstance(value, float | int) and not isinstance(value, bool):
+        assert found == value or math.isnan(value)
+    else:
+        assert isinstance(found, float)
+
+
+def test_console_takes_steps_from_redrawn_bars_although_the_rows_come_late(tmp_path: Path) -> None:
+    def bar(k: int) -> str:
+        return f"\r {k}%|█  | {k}/20 [00:01<00:02, 1.0s/it]"
+
+    bars = "Loading shards: 1/2 [00:00<00:01]\r" + "".join(bar(k) + (bar(k) if k % 5 == 0 else "") for k in range(21))
+    rows = [
+        "{'loss': 0.1, 'reward': '0.9', 'completions/clipped_ratio': 0.0, 'grad_norm': nan}",
+        "{'eval_loss': 0.1, 'eval_reward': 0.3}",
+        "INFO {'reward': np.float64(0.8), 'completions/clipped_ratio': 0.5} trailing",
+        "{'reward': 0.5, 'kl': -inf}",
+        "{'reward': 0.25}",
+        "{'train_runtime': 3.0, 'train_loss': 0.1}",
+    ]
+    path = tmp_path / "run.log"
+    path.write_text(bars + "\n" + "\n".join(rows) + "\n")
+    importer = find(path)
+    assert isinstance(importer, TrlConsole)
+    (run,) = importer.read(path)
+    assert [(r.step, r.metrics["reward"]) for r in run.records] == [
+        (5, 0.9),
+        (10, 0.8),
+        (15, 0.5),
+        (20, 0.25),
+    ]
+    assert "grad_norm" not in run.records[0].metrics and "kl" not in run.records[2].metrics
+    assert run.records[1].observations[0].value == 0.5
+
+
+def test_console_without_bars_counts_rows_and_prefers_a_step_it_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "out.txt"
+    path.write_text("{'reward': 1.0}\n{'reward': 0.5}\n")
+    assert [r.step for r in TrlConsole().read(path)[0].records] == [1, 2]
+    path.write_text("{'reward': 1.0, 'step': 51}\n{'reward': 0.5, 'step': '52'}\n")
+    assert [r.step for r in TrlConsole().read(path)[0].records] == [51, 52]
+
+
+def test_transcripts_are_classified_per_model_and_step(tmp_path: Path) -> None:
+    turns = [
+        {"model": "a", "step": 1, "dialogue": "x", "text": CALL},
+        {"model": "a", "step": 1, "dialogue": "y", "text": "<tool_call><|im_end|>"},
+        {"model": "a", "step": 1, "dialogue": "y", "text": "", "stop": "length"},
+        {"model": "a", "step": 2, "dialogue": "x", "text": "It is noon.", "label": "ok"},
+        {"model": "b", "text": "user\n<tool_call>\n{broken\n</tool_call>"},
+    ]
+    path = tmp_path / "turns.jsonl"
+    path.write_text("\n\n".join(map(json.dumps, turns)))
+    importer = find(path)
+    assert isinstance(importer, Transcripts)
+    a, b = importer.read(path)
+    assert (a.name, a.dated, b.name, b.dated, a.unmapped) == ("a", True, "b", False, ("label",))
+    rates = {o.stream: (o.value, o.n) for o in a.records[0].observations}
+    assert rates["collapsed"] == (pytest.approx(2 / 3), 2)
+    assert rates["polluted"][0] == 0.0 and rates["truncated"][0] == pytest.approx(1 / 3)
+    assert rates["parse_failure"][0] == pytest.approx(1 / 2)
+    assert {o.stream: o.value for o in a.records[1].observations}["collapsed"] == 0.0
+    assert {o.stream: o.value for o in b.records[0].observations}["polluted"] == 1.0
+    assert b.records[0].step == 0 and b.records[0].metrics["turns"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("trainer_state.json", '{"log_history": [', "got broken JSON"),
+        ("trainer_state.json", '{"global_step": 3}', "got no list `log_history`"),
+        ("trainer_state.json", '{"log_history": [{"step": 1, "loss": 2}]}', "1 rows without `reward`"),
+        ("a.jsonl", '{"text": "hi"}\n{"text": 3}\n', "a.jsonl:2"),
+        ("a.jsonl", '{"text": "hi"}\n{"text"', "a.jsonl:2"),
+        ("a.log", "{'reward': object at 0x1}\n", "1 broken dict lines"),
+    ],
+)
+def test_a_broken_file_says_what_is_wrong(name: str, content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    importer = find(path)
+    assert importer is not None
+    with pytest.raises(ImportFailed, match=message):
+        importer.read(path)
+
+
+@pytest.mark.skipif(not LOGS.exists(), reason="needs the shared logs")
+def test_real_logs_are_recognised_and_numbered() -> None:
+    manifest = {m["name"]: m for m in json.loads((LOGS / "manifest.json").read_text())}
+    seen = 0
+    for name in manifest:
+        for path in sorted((LOGS / name).iterdir()):
+            importer = find(path)
+            if importer is not None and name.startswith("trl_"):
+                (run,) = importer.read(path)
+                steps = [r.step for r in run.records]
+                assert steps == sorted(set(steps)) and len(steps) >= 40
+                seen += 1
+    assert seen == sum(name.startswith("trl_") for name in manifest)

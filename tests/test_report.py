@@ -1,0 +1,205 @@
+"""Verdicts, replay of own runs, the JSON contract, broken files."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from collapsewatch.detectors import Detection
+from collapsewatch.plugins import UnknownPlugin
+from collapsewatch.records import Applied, Event, Observation, StepRecord, Tier, Verdict
+from collapsewatch.report import ReportError, analyze, print_summary, to_json
+from collapsewatch.store import Store
+from collapsewatch.verdict import decide, replay
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+CALL = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+
+
+def course(cut: list[float], reward: list[float] | None = None, n: int = 8) -> list[StepRecord]:
+    """Records with these truncated shares and rewards, one per step."""
+    rng = np.random.default_rng(0)
+    metrics = [{"reward": r + 0.01 * rng.standard_normal()} for r in reward] if reward else [{}] * len(cut)
+    return [
+        StepRecord(t, 0.0, m, (Observation("truncated", c, n),))
+        for t, (c, m) in enumerate(zip(cut, metrics, strict=True), 1)
+    ]
+
+
+LOW, HIGH = [0.01] * 40, [0.95] * 30
+COURSES = {
+    "healthy": (LOW + LOW, [0.8] * 80, Verdict.HEALTHY, ""),
+    "healthy, no reward": (LOW, None, Verdict.HEALTHY, ""),
+    "collapsed": (LOW + HIGH, [0.8] * 40 + [0.0] * 30, Verdict.COLLAPSED, "length_runaway"),
+    "collapsed, no reward": (LOW + HIGH, None, Verdict.COLLAPSED, "length_runaway"),
+    "collapsed and got used to": (
+        LOW + HIGH * 4,
+        [0.8] * 40 + [0.0] * 120,
+        Verdict.COLLAPSED,
+        "length_runaway",
+    ),
+    "silent": (LOW + HIGH, [0.8] * 70, Verdict.SILENT, "eos_loss"),
+    "recovered": (
+        LOW + HIGH + LOW,
+        [0.8] * 40 + [0.1] * 30 + [0.8] * 40,
+        Verdict.RECOVERED,
+        "length_runaway",
+    ),
+    "reward lost for good": (LOW + HIGH + LOW, [0.8] * 40 + [0.1] * 70, Verdict.COLLAPSED, "length_runaway"),
+    "degraded": (LOW + HIGH + LOW, [0.8] * 40 + [0.5] * 70, Verdict.DEGRADED, "length_runaway"),
+    "degraded in reward only": (LOW + LOW, [0.8] * 40 + [0.4] * 40, Verdict.DEGRADED, "reward_loss"),
+    "dead": ([1.0] * 30, [-0.001] * 30, Verdict.DEAD, "broken_start"),
+    "starts broken, learns": ([0.9] * 15 + LOW, [0.1] * 15 + [0.8] * 40, Verdict.HEALTHY, ""),
+    "too short": (LOW[:4], [0.8] * 4, Verdict.UNJUDGED, ""),
+}
+
+
+@pytest.mark.parametrize("name", COURSES)
+def test_every_course_gets_its_verdict(name: str) -> None:
+    cut, reward, verdict, kind = COURSES[name]
+    reward = [0.0] * len(cut) if name == "dead" else reward
+    found = decide(replay(course(cut, reward)))
+    assert (found.verdict, found.kind) == (verdict, kind)
+    if verdict in (Verdict.COLLAPSED, Verdict.SILENT, Verdict.RECOVERED):
+        assert found.alarm is not None and (found.alarm.onset_step, found.alarm.step) == (41, 41)
+
+
+def test_of_two_episodes_the_last_decides() -> None:
+    found = decide(replay(course(LOW + HIGH + LOW + HIGH)))
+    assert found.alarm is not None and found.alarm.step == 111
+
+
+def test_a_driver_that_is_no_structural_rate_can_be_lost_too() -> None:
+    silent = [StepRecord(t, 0.0, {}, (Observation("no_call", 0.1 if t < 60 else 1.0, 8),)) for t in range(1, 120)]
+    found = decide(replay(silent))
+    assert (found.verdict, found.kind) == (Verdict.COLLAPSED, "tool_abandonment")
+
+
+def spike(steps: int = 90) -> list[StepRecord]:
+    rng = np.random.default_rng(1)
+    out = []
+    for t in range(1, steps + 1):
+        p = 1 / (1 + math.exp(5 - max(0, min(9, 0.3 * (t - 50))) - 0.2 * rng.standard_normal()))
+        hazard = {"hazard": -math.log1p(-p), "hazard:<tool_call>": -0.9 * math.log1p(-p)}
+        rates = {"polluted": rng.binomial(64, p) / 64, "parse_failure": rng.binomial(64, 0.05) / 64}
+        seen = tuple(Observation(s, v, 8) for s, v in {**hazard, **rates}.items())
+        out.append(StepRecord(t, float(t), {"reward": 0.8 * (1 - p)}, seen))
+    return out
+
+
+def stored(folder: Path, records: list[StepRecord], marks: dict[int, str] | None = None) -> Path:
+    store = Store(folder)
+    for record in records:
+        store.log_step(record)
+        if marks and record.step in marks:
+            store.log_event(Event(record.step, 0.0, "mark", marks[record.step]))
+    store.log_applied(Applied(60, "ets", "triggered", 59, "applied", {}))
+    store.log_applied(Applied(60, "ets", "triggered", 59, "skipped", {}))
+    store.close()
+    return folder
+
+
+def test_an_own_run_is_replayed_bit_for_bit_with_its_marks(tmp_path: Path) -> None:
+    records = spike()
+    live, seen = Detection(), []
+    for record in records:
+        seen += live.update(record)[0]
+        if record.step == 30:
+            live.mark_event(30, "curriculum")
+    (report,) = analyze(stored(tmp_path / "run", records, {30: "curriculum"}))
+    assert report.alarms == tuple(seen)
+    unmarked = Detection()
+    assert report.alarms != tuple(a for r in records for a in unmarked.update(r)[0])  # the mark matters
+    first = next(a for a in seen if a.tier is Tier.ALARM)
+    assert (report.name, report.source, report.steps) == ("run", "collapsewatch", (1, 90, 90))
+    assert (report.verdict, report.kind) == (Verdict.COLLAPSED, "control_token_spike")
+    assert (report.detected_step, report.onset_step) == (first.step, first.onset_step)
+    assert report.token == "<tool_call>" and report.first_mover.startswith("hazard")
+    assert report.interventions == 1
+    assert ("empty", "not in the log") in report.not_judged
+
+
+def test_json_keeps_its_contract(tmp_path: Path) -> None:
+    reports = analyze(stored(tmp_path / "run", spike()))
+    (run,) = json.loads(json.dumps(to_json(reports), allow_nan=False))["runs"]
+    assert list(run) == [
+        "name", "path", "source", "steps", "verdict", "kind", "onset_step", "detected_step", "first_mover",
+        "token", "evidence", "alarms", "not_judged", "unmapped", "reward", "interventions",
+    ]  # fmt: skip
+    assert run["steps"] == {"first": 1, "last": 90, "count": 90}
+    assert list(run["evidence"][0]) == ["stream", "share", "level", "baseline", "tolerance"]
+    assert {"step", "tier", "detector", "streams", "onset_step", "log_e"} <= set(run["alarms"][0])
+    assert {tuple(row) for row in run["not_judged"]} == {("stream", "reason")}
+
+
+def folder(tmp_path: Path) -> Path:
+    stored(tmp_path / "runs" / "mine", course(LOW, [0.5] * 40))
+    rows = [{"step": t, "reward": 0.7, "completions/clipped_ratio": 0.0} for t in range(1, 20)]
+    (tmp_path / "trl").mkdir()
+    (tmp_path / "trl" / "trainer_state.json").write_text(json.dumps({"log_history": rows}))
+    (tmp_path / "cut" / "checkpoint-1").mkdir(parents=True)
+    (tmp_path / "cut" / "checkpoint-1" / "trainer_state.json").write_text('{"log_history": [')
+    (tmp_path / "notes.md").write_text("nothing to see")
+    (tmp_path / "broken_run").mkdir()
+    (tmp_path / "broken_run" / "run.duckdb").write_bytes(b"no database at all" * 100)
+    return tmp_path
+
+
+def test_one_broken_file_in_a_folder_never_stops_the_rest(tmp_path: Path) -> None:
+    reports = {Path(r.path).relative_to(tmp_path).parts[0]: r for r in analyze(folder(tmp_path))}
+    assert set(reports) == {"runs", "trl", "cut", "broken_run"}
+    assert reports["runs"].verdict == reports["trl"].verdict == Verdict.HEALTHY
+    for name in ("cut", "broken_run"):
+        assert reports[name].verdict is Verdict.UNJUDGED
+        assert reports[name].not_judged[0][1].startswith("broken: ")
+
+
+def test_nothing_to_analyze_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match="no such path"):
+        analyze(tmp_path / "nowhere")
+    with pytest.raises(ReportError, match="no run in it, expected"):
+        analyze(tmp_path)
+    (tmp_path / "notes.md").write_text("nothing to see")
+    with pytest.raises(ReportError, match="expected a log of one of trainer_state"):
+        analyze(tmp_path / "notes.md")
+
+
+def test_transcripts_without_steps_are_judged_by_their_shares(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    turns = [("good", CALL), ("bad", "<tool_call><|im_end|>"), ("mixed", "Fine, it is noon.")] * 9
+    turns += [("mixed", "")] * 3 + [("few", CALL)] * 2
+    path.write_text("\n".join(json.dumps({"model": m, "text": x}) for m, x in turns))
+    found = {r.name: r for r in analyze(path)}
+    verdicts = {name: str(r.verdict) for name, r in found.items()}
+    assert verdicts == {"good": "healthy", "bad": "collapsed", "mixed": "degraded", "few": "unjudged"}
+    assert found["mixed"].kind == "early_stop" or found["mixed"].kind == "format_breakage"
+    assert found["bad"].onset_step is None and found["bad"].steps == (None, None, 0)
+    with pytest.raises(UnknownPlugin, match="expected one of"):
+        analyze(path, format="nope")
+
+
+def test_the_summary_has_a_row_per_run_and_a_line_per_broken_file(tmp_path: Path) -> None:
+    text = io.StringIO()
+    print_summary(analyze(folder(tmp_path)), Console(file=text, width=200))
+    shown = text.getvalue()
+    assert shown.count("healthy") == 2 and shown.count("broken: ") == 2
+    assert "0.70 / 0.70 / 0.70" in shown
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="needs the shared logs")
+def test_real_logs_get_the_verdict_of_their_label() -> None:
+    said = {"dead_from_start": "dead", "silent_structural": "silent"}
+    manifest = {m["name"]: m for m in json.loads((DATA / "logs" / "manifest.json").read_text())}
+    judged = 0
+    for report in analyze(DATA / "logs"):
+        label = manifest[Path(report.path).parent.name]["class"]
+        if label != "other":  # a constant answer shows in no structure
+            assert str(report.verdict) == said.get(label, label), report.name
+            judged += 1
+    assert judged >= 16

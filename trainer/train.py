@@ -1,0 +1,108 @@
+"""Train one run from a config: model, environment, TRL trainer and monitor, put together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+# TRL reports each trainer that is constructed to its makers, and warns that `rollout_func` may change.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+
+import torch
+import transformers
+from transformers.trainer_callback import PrinterCallback
+
+from collapsewatch.callback import CollapseCallback
+from collapsewatch.formats import format_named
+from collapsewatch.interventions import INTERVENTIONS
+from collapsewatch.interventions.base import Intervention, PromptRow
+from collapsewatch.interventions.sft import TokenRow
+from collapsewatch.plugins import resolve
+from collapsewatch.records import Alarm, Applied, StepRecord
+
+from .config import ConfigError, TrainConfig
+from .dialogues import Renderer
+from .environments import load_environment
+from .grpo import ToolTrainer, grpo_args
+from .models import load_model
+
+OnRecord = Callable[[StepRecord, Sequence[Alarm], Sequence[Applied]], None]
+TASK_SEED = 1_000_003  # keeps a run's tasks apart from the warm start's
+
+
+def prepare(config: TrainConfig, progress: Callable[[int, int], None] | None = None) -> None:
+    """Build and cache what several runs of one seed share: the warm-started tiny model."""
+    _threads(config)
+    load_model(config.model, load_environment(config.environment), config.seed, config.warm_start, progress)
+
+
+def train(config: TrainConfig, on_record: OnRecord | None = None) -> Path:
+    """Train to the end, or until interrupted; returns the run's folder.
+
+    Whatever ends it, what was recorded is kept and the run says how it ended.
+
+    Raises:
+        ConfigError: the run exists already, or a knob names nothing.
+        KeyboardInterrupt: passed on, after the run was closed as `interrupted`.
+    """
+    run_dir = Path(config.logdir) / config.name
+    if run_dir.exists() and any(run_dir.iterdir()):
+        raise ConfigError(f"name: got {config.name!r}, which exists in {config.logdir!r}, expected a new name")
+    _threads(config)
+    transformers.logging.set_verbosity_error()
+    environment = load_environment(config.environment)
+    model, tokenizer = load_model(config.model, environment, config.seed, config.warm_start)
+    renderer = Renderer(tokenizer, environment)
+    tasks = environment.tasks(config.prompts * config.steps, TASK_SEED + config.seed)
+
+    def expert(rows: Sequence[PromptRow]) -> list[TokenRow]:
+        return [renderer.expert_row(environment, tasks[row["task"]]) for row in rows]
+
+    callback = CollapseCallback(
+        config.logdir,
+        config.name,
+        chat_format=config.chat_format,
+        fa_per_10k=config.fa_per_10k,
+        intervention=_intervention(config),
+        expert=expert,
+        cooldown=config.cooldown,
+        config=config.to_toml(),
+        on_record=on_record,
+    )
+    trainer = ToolTrainer(
+        config,
+        model,
+        environment,
+        renderer,
+        format_named(config.chat_format).bind(tokenizer),
+        tasks,
+        grpo_args(config, str(run_dir / "checkpoints"), use_cpu=not torch.cuda.is_available()),
+        callbacks=[callback],
+    )
+    trainer.remove_callback(PrinterCallback)
+    try:
+        trainer.train()
+    except KeyboardInterrupt:
+        callback.close("interrupted")
+        raise
+    except BaseException as error:
+        callback.close("failed", f"{type(error).__name__}: {error}")
+        raise
+    return run_dir
+
+
+def _intervention(config: TrainConfig) -> Intervention | None:
+    if config.intervention == "none":
+        return None
+    kind: type[Intervention] = resolve(INTERVENTIONS, config.intervention, "intervention (or 'none')")
+    if config.intervention == "erroneous":
+        return kind(learning_rate=config.sft_learning_rate, updates=config.sft_updates, seed=config.seed)  # type: ignore[call-arg]
+    return kind()
+
+
+def _threads(config: TrainConfig) -> None:
+    """One thread for the tiny model: its matrices are so small that a second one only gets in the way."""
+    if config.model == "tiny":
+        torch.set_num_threads(1)
