@@ -41,7 +41,7 @@ def _rows_of(item: Item, rank: int, logged: int) -> Iterator[tuple[str, Rows]]:
                 yield "observations", [mark | _fields(row) for row in item.observations]
         case (str(table), rows):
             stamped = "logged" in arrow_schemas().get(table, pa.schema([])).names
-            yield table, [{"logged": logged} | row for row in rows] if stamped else rows
+            yield table, [{"logged": logged, **row} for row in rows] if stamped else rows
         case _ if rank:
             return
         case Evidence(step=step, detector=detector):

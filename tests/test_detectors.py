@@ -454,10 +454,18 @@ def test_a_collapse_and_its_repair_are_one_alarm_that_clears() -> None:
     assert tiers == ["alarm", "cleared"]
 
 
-def test_the_failure_with_the_largest_share_names_the_alarm() -> None:
-    parts = [("truncated", 0.3), ("no_end", 0.3), ("hazard", 0.15), ("hazard:a", 0.25)]
-    assert failure([Driver(s, share, 0.5, 0.0, 0.1) for s, share in parts]) == "control_token_spike"
-    assert failure([]) == ""
+@pytest.mark.parametrize(
+    ("parts", "kind"),
+    [
+        ({"truncated": 0.3, "no_end": 0.3, "hazard": 0.15, "hazard:a": 0.25}, "control_token_spike"),
+        ({"polluted": 0.8, "no_end": 0.15, "hazard": 0.05}, "eos_loss"),  # a cause goes before what it causes
+        ({"polluted": 0.5, "truncated": 0.4, "hazard": 0.1}, "format_breakage"),
+        ({"empty": 0.6, "repeated": 0.4}, "early_stop"),
+        ({}, ""),
+    ],
+)
+def test_the_evidence_names_the_failure(parts: dict[str, float], kind: str) -> None:
+    assert failure([Driver(s, share, 0.5, 0.0, 0.1) for s, share in parts.items()]) == kind
 
 
 def test_a_policy_that_makes_no_sense_is_refused() -> None:

@@ -11,6 +11,7 @@ from .base import Detector
 from .streams import spec
 
 CULPRIT = 0.05  # share of the evidence that makes a stream one of those that must calm down again
+CAUSE = 0.2  # share of the evidence; chosen, not measured
 HOLD_EVERY = 10  # steps between two rows of an alarm that is still true
 LISTED = 8  # drivers listed in an alarm
 
@@ -139,9 +140,14 @@ def _calm(driver: Driver) -> bool:
 
 
 def failure(drivers: Sequence[Driver]) -> str:
-    """The failure that holds the largest share of the evidence; '' without drivers."""
+    """The failure that the evidence speaks for; '' without drivers.
+
+    Token probabilities are named before outcomes once they hold `CAUSE` of the evidence: the outcome follows
+    from them, and soon outweighs them.
+    """
+    causes = [d for d in drivers if spec(d.stream).kind != "rate"]
     shares: dict[str, float] = {}
-    for d in drivers:
+    for d in causes if sum(d.share for d in causes) >= CAUSE else drivers:
         kind = spec(d.stream).failure
         shares[kind] = shares.get(kind, 0.0) + d.share
     return max(shares, key=lambda k: shares[k], default="")

@@ -10,6 +10,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ..plugins import UnknownPlugin
 from ..records import Classified, Observation, StepRecord, Stop, Structure
 from ..structure import Reason, classify
 from .base import Imported, Importer, ImportFailed, number
@@ -53,7 +54,9 @@ class Transcripts(Importer):
                 try:
                     row = json.loads(line)
                     turns.append(self._turn(row, path.stem))
-                except (ValueError, TypeError, KeyError) as error:
+                except UnknownPlugin:
+                    raise  # the chat format asked for, not the line
+                except (ValueError, TypeError, KeyError, AttributeError) as error:
                     raise ImportFailed(
                         f"{path.name}:{count}: got {line[:60]!r} ({error}), expected an object with `text`"
                     ) from error
