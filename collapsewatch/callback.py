@@ -15,6 +15,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         self._numbers = itertools.count()
         self._generated: dict[int, dict[str, Any]] = {}  # by rollout number: reward, prompt row, ...
         self._rewards: torch.Tensor | None = None
-        self._seen: list[tuple[dict[str, Any], ProbeBatch]] = []
+        self._seen: list[tuple[dict[str, Any], ProbeBatch | None]] = []
         self.monitor: Monitor | None = None
 
     # -- life ----------------------------------------------------------------------------------------------
@@ -109,10 +110,17 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         self._training = Training(trainer, self._expert, accelerator.process_index, accelerator.num_processes)
         if self._supervisor is not None:
             self._supervisor.intervention.check(self._training)
-        self._probe = ControlProbe(trainer.model, self._bound.ids.tolist(), trainer.temperature)
-        self._undo.append(self._probe.close)
+        fp32_head = bool(getattr(args, "cast_lm_head_to_fp32", False))
+        self._probe = ControlProbe(
+            trainer.model, self._bound.ids.tolist(), trainer.temperature, fp32_head, lambda: self._guard("probe")
+        )
         rank, steps = accelerator.process_index, args.max_steps if args.max_steps > 0 else None
-        self.monitor = Monitor(self._logdir / name, rank, self._fa_per_10k, self._config, steps)
+        try:
+            self.monitor = Monitor(self._logdir / name, rank, self._fa_per_10k, self._config, steps)
+        except BaseException:
+            self._probe.close()
+            raise
+        self._undo.append(self._probe.close)
         self._after("_calculate_rewards", self._take_rewards)
         self._after("_generate_and_score_completions", self._number_rows)
         self._after("compute_loss", self._take_probe)
@@ -139,6 +147,10 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         status = "interrupted" if error is None or isinstance(error, KeyboardInterrupt) else "failed"
         self.close(status, "" if error is None else f"{type(error).__name__}: {error}")
 
+    def _guard(self, stage: str) -> AbstractContextManager[None]:
+        assert self.monitor is not None  # nothing of ours runs before attach()
+        return self.monitor.guard(stage)
+
     def _after(self, method: str, read: Callable[..., None]) -> None:
         """Call `read(result, *args)` after each call of a trainer's method; its failures are ours alone."""
         original = getattr(self._trainer, method)
@@ -146,8 +158,7 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         @functools.wraps(original)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             result = original(*args, **kwargs)
-            assert self.monitor is not None
-            with self.monitor.guard(method.strip("_")):
+            with self._guard(method.strip("_")):
                 read(result, *args, **kwargs)
             return result
 
@@ -188,29 +199,28 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
     def _take_probe(self, result: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """Keep what the probe saw in this micro-batch's forward, beside the rows it belongs to."""
         batches = self._probe.drain()
-        if model.training and UID in inputs and batches:
-            self._seen.append((inputs, batches[-1]))
+        if model.training and UID in inputs:
+            self._seen.append((inputs, batches[-1] if batches else None))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure, log, judge and, if an alarm stands, intervene."""
         assert self.monitor is not None
-        record: StepRecord | None = None
-        failed: list[PromptRow] = []
-        with self.monitor.guard("measure"):
-            record, failed = self._measure(state.global_step)
+        record, failed = self._record(state.global_step)
         if record is None:
             return
         alarms = self.monitor.log(record)
         applied: list[Applied] = []
         if self._supervisor is not None:
-            # An intervention changes the model on every rank: its own failure is the training's.
-            with self._probe.disarmed():
+            # With several ranks a failure on one would leave the others waiting: there it ends the training.
+            alone = self._training.ranks == 1
+            with self._probe.disarmed(), self.monitor.guard("supervisor") if alone else nullcontext():
                 rows = self._supervisor.step(record, alarms, self.monitor.state, failed, self._training)
                 applied = list(rows)
             for row in applied:
                 self.monitor.log_applied(row)
         if self._on_record is not None:
-            self._on_record(record, alarms, applied)
+            with self.monitor.guard("on_record"):
+                self._on_record(record, alarms, applied)
 
     def on_log(
         self,
@@ -226,26 +236,38 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         values = {k: float(v) for k, v in logs.items() if isinstance(v, int | float) and k not in _MEASURED}
         self.monitor.log_metrics(state.global_step, values)
 
-    def _measure(self, step: int) -> tuple[StepRecord | None, list[PromptRow]]:
+    def _record(self, step: int) -> tuple[StepRecord | None, list[PromptRow]]:
+        """The step on all ranks, and the prompts that any of them failed; no record where nothing was measured."""
         seen, self._seen = self._seen, []
-        if not seen:
-            return None, []
-        rollouts, errors = self._rollouts(seen)
-        measured = measure_rank(rollouts, self._bound)
-        failed = self._failed(rollouts)
+        measured, failed, metrics = RankMeasure({}, (), (), ()), list[PromptRow](), dict[str, float]()
+        with self._guard("measure"):
+            if seen:
+                measured, failed, metrics = self._measure(seen)
         gathered: list[tuple[Sums, list[PromptRow]]] = [(measured.sums, failed)]
-        if self._training.ranks > 1:
+        if self._training.ranks > 1:  # also on a rank that failed to measure: the others wait for it
             gathered = gather_object(gathered)
-        metrics = {} if not errors else {"probe/max_error": max(errors)}
-        sums = [sums for sums, _ in gathered]
-        record = combine(sums, self._with_text(measured, rollouts), step, time.time(), metrics)
+        ranks = [sums for sums, _ in gathered]
+        record: StepRecord | None = None
+        if any(ranks):
+            with self._guard("measure"):
+                record = combine(ranks, measured, step, time.time(), metrics)
         return record, [row for _, rows in gathered for row in rows]
 
-    def _rollouts(self, seen: Sequence[tuple[dict[str, Any], ProbeBatch]]) -> tuple[Rollouts, list[float]]:
+    def _measure(
+        self, seen: Sequence[tuple[dict[str, Any], ProbeBatch | None]]
+    ) -> tuple[RankMeasure, list[PromptRow], dict[str, float]]:
+        """What this rank adds to the step, the prompts it failed, and its own metrics."""
+        rollouts = self._rollouts(seen)
+        measured = self._with_text(measure_rank(rollouts, self._bound), rollouts)
+        failed = [] if self._supervisor is None else self._failed(rollouts)
+        errors = [batch.max_error for _, batch in seen if batch is not None and math.isfinite(batch.max_error)]
+        return measured, failed, {"probe/max_error": max(errors)} if errors else {}
+
+    def _rollouts(self, seen: Sequence[tuple[dict[str, Any], ProbeBatch | None]]) -> Rollouts:
         """Micro-batches to one rank's arrays, padded to the longest completion."""
         width = max(inputs["completion_ids"].size(1) for inputs, _ in seen)
-        parts = [_arrays(inputs, batch, width) for inputs, batch in seen]
-        errors = [self._probe.max_error(batch) for _, batch in seen]
+        pad_id = self._tokenizer.pad_token_id
+        parts = [_arrays(inputs, batch, width, len(self._bound.ids), pad_id) for inputs, batch in seen]
         joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         known = [self._generated[number] for number in joined["number"].tolist()]
         return Rollouts(
@@ -259,7 +281,7 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
             env_errors=np.array([row["env_errors"] for row in known]),
             row=joined["number"],
             length=joined["length"],
-        ), [error for error in errors if math.isfinite(error)]
+        )
 
     def _with_text(self, measured: RankMeasure, rollouts: Rollouts) -> RankMeasure:
         """The measure, with prompt and text for the most hazardous rollouts."""
@@ -288,29 +310,36 @@ _MEASURED = frozenset(
 )
 
 
-def _arrays(inputs: Mapping[str, Any], batch: ProbeBatch, width: int) -> dict[str, np.ndarray[Any, Any]]:
-    """One micro-batch as arrays over its completions, padded on the right to `width`."""
+def _arrays(
+    inputs: Mapping[str, Any], batch: ProbeBatch | None, width: int, tokens: int, pad_id: int
+) -> dict[str, np.ndarray[Any, Any]]:
+    """One micro-batch as arrays over its completions, padded on the right to `width`; NaN without a `batch`."""
     ids = inputs["completion_ids"]
     size, length = ids.shape
-    own = inputs["completion_mask"].bool()
+    whole = inputs["completion_mask"].bool()  # (B, C)
     if "tool_mask" in inputs:
-        own = own & inputs["tool_mask"].bool()
+        own = whole & inputs["tool_mask"].bool()
+    else:
+        # TRL's `mask_truncated_completions` blanks the rows that ran on: there is no loss on them, but a structure.
+        own = whole = whole | (~whole.any(1, keepdim=True) & (ids != pad_id))
     pad = ((0, 0), (0, width - length))
 
     def padded(values: torch.Tensor, fill: Any) -> np.ndarray[Any, Any]:
         return np.pad(values.cpu().numpy(), pad, constant_values=fill)
 
-    entropy = torch.full((size, length), float("nan")) if batch.entropy is None else batch.entropy[:, -length:]
-    logp = batch.logp[:, -length:].float().cpu().numpy()  # (B, C, K)
+    entropy = None if batch is None else batch.entropy
+    if entropy is None:
+        entropy = torch.full((size, length), float("nan"))
+    logp = torch.full((size, length, tokens), float("nan")) if batch is None else batch.logp[:, -length:]  # (B, C, K)
     advantages = inputs["advantages"]
     return {
         "ids": padded(ids, 0),
         "mask": padded(own, False),
-        "entropy": padded(entropy, float("nan")),
-        "logp": np.pad(logp, (*pad, (0, 0)), constant_values=float("nan")),
+        "entropy": padded(entropy[:, -length:], float("nan")),
+        "logp": np.pad(logp.cpu().numpy(), (*pad, (0, 0)), constant_values=float("nan")),
         "advantage": (advantages if advantages.dim() == 1 else advantages.mean(1)).cpu().numpy(),
         "number": inputs[UID].cpu().numpy(),
-        "length": inputs["completion_mask"].sum(1).cpu().numpy(),
+        "length": whole.sum(1).cpu().numpy(),
     }
 
 

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import json
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, NoReturn
 
-import click
 import typer
 from rich.console import Console
 
 app = typer.Typer(
     help="Sees tool-use reinforcement learning collapse in the probabilities of control tokens, and steps in.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -36,11 +35,18 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+class InputError(ValueError):
+    """A wrong input: what, got, expected."""
+
+
+@app.callback(invoke_without_command=True)
 def _root(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -78,7 +84,7 @@ def dashboard(
     from .dashboards.server import serve
 
     if not logdir.is_dir():
-        raise click.ClickException(f"logdir: got {str(logdir)!r}, expected a folder that holds runs")
+        raise InputError(f"logdir: got {str(logdir)!r}, expected a folder that holds runs")
     serve(logdir, host=host, port=port, announce=lambda url: typer.echo(f"{url}  (Ctrl-C ends it)"))
 
 
@@ -91,12 +97,13 @@ def analyze(
 ) -> None:
     """Say of each run whether it collapsed, since when, and what moved first."""
     from .report import analyze, print_summary, to_json
+    from .rows import strict_json
 
     if fail_on and fail_on not in FAILING:
-        raise click.ClickException(f"--fail-on: got {fail_on!r}, expected one of {', '.join(FAILING)}")
+        raise InputError(f"--fail-on: got {fail_on!r}, expected one of {', '.join(FAILING)}")
     reports = [report for path in paths for report in analyze(path, format=chat_format)]
     if as_json:
-        typer.echo(json.dumps(to_json(reports), indent=2))
+        typer.echo(strict_json(to_json(reports), indent=2))
     else:
         print_summary(reports, Console())
     if fail_on and any(report.verdict in FAILING[fail_on] for report in reports):
@@ -112,12 +119,14 @@ def query(
 ) -> None:
     """Ask a run's database, read-only."""
     from .queries import open_run
-    from .tables import print_table
+    from .tables import print_table, rows_json
 
+    if as_json and as_csv:
+        raise InputError("query: got --json and --csv, expected one of them")
     with contextlib.closing(open_run(run)) as opened:
         table = opened.query(sql)
     if as_json:
-        typer.echo(json.dumps([dict(zip(table.columns, row, strict=True)) for row in table.rows], default=str))
+        typer.echo(rows_json(table.columns, table.rows))
     elif as_csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerows([table.columns, *table.rows])
@@ -126,27 +135,28 @@ def query(
 
 
 @contextlib.contextmanager
-def _needs_train(command: str) -> Any:
+def _needs_train(command: str) -> Iterator[None]:
     """Turn a missing training library into the line that says what to install."""
     try:
         yield
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("collapsewatch"):
             raise
-        raise click.ClickException(
+        raise InputError(
             f"{command}: got no module {error.name!r}, expected the training extra: pip install 'collapsewatch[train]'"
         ) from error
 
 
 def main() -> None:
     """Entry point: run the command; a wrong input is one line and exit 2, never a traceback."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems ask like this: close the run first
     try:
         code = app(standalone_mode=False)
-    except click.ClickException as error:
+        sys.stdout.flush()
+    except typer.TyperException as error:
         _fail(error.format_message())
-    except (click.Abort, KeyboardInterrupt):
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
+    except KeyboardInterrupt:
+        code = 130
     except BrokenPipeError:  # `collapsewatch query ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
@@ -154,10 +164,12 @@ def main() -> None:
         if not type(error).__module__.startswith("collapsewatch"):
             raise
         _fail(str(error))
+    if code == 130:  # what typer makes of Ctrl-C
+        typer.echo("interrupted", err=True)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     text = " ".join(message.split())
     typer.echo(text if text.startswith("error: ") else f"error: {text}", err=True)
     sys.exit(2)

@@ -48,10 +48,11 @@ def combine(
     Every rank that combines the same sums gets the same observations, so every rank decides alike.
     """
     merged: dict[str, dict[int, tuple[float, float]]] = {}
-    for rank in ranks:
-        for stream, groups in rank.items():
-            into = merged.setdefault(stream, {})
-            for group, (top, bottom) in groups.items():
+    # Sorted, so that the order does not depend on which rank saw a slot first.
+    for stream in sorted({stream for rank in ranks for stream in rank}):
+        into = merged.setdefault(stream, {})
+        for rank in ranks:
+            for group, (top, bottom) in _groups(rank, stream).items():
                 a, b = into.get(group, (0.0, 0.0))
                 into[group] = (a + top, b + bottom)
     estimates = {name: _ratio(groups) for name, groups in merged.items() if groups}
@@ -74,6 +75,13 @@ def combine(
         detail.turns,
         detail.rollouts,
     )
+
+
+def _groups(rank: Sums, stream: str) -> Mapping[int, tuple[float, float]]:
+    """A rank's sums of one stream. A rank without a position in some slot has turns without hazard there."""
+    if stream in rank or not stream.startswith("hazard"):
+        return rank.get(stream, {})
+    return {group: (0.0, turns) for group, (_, turns) in rank.get("hazard", {}).items()}
 
 
 class _Estimate(NamedTuple):
@@ -100,7 +108,9 @@ def _reward_metrics(sums: Mapping[str, Mapping[int, tuple[float, float]]]) -> di
     if not first:
         return {}
     pairs = np.array([(first[g][0], second[g][0], first[g][1]) for g in sorted(first)], float)  # (G, 3)
-    spread = pairs[:, 1] / pairs[:, 2] - (pairs[:, 0] / pairs[:, 2]) ** 2
+    mean_square = pairs[:, 1] / pairs[:, 2]
+    spread = mean_square - (pairs[:, 0] / pairs[:, 2]) ** 2
     total, square, n = pairs.sum(axis=0)
     variance = max(square / n - (total / n) ** 2, 0.0) * n / max(n - 1, 1)
-    return {"reward_std": math.sqrt(variance), "frac_reward_zero_std": float((spread < 1e-12).mean())}
+    same = spread <= 1e-12 * np.maximum(mean_square, 1.0)  # rounding grows with the square
+    return {"reward_std": math.sqrt(variance), "frac_reward_zero_std": float(same.mean())}

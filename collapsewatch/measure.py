@@ -14,6 +14,7 @@ from .records import SLOTS, Classified, ControlRow, RolloutRow, Slot, Structure,
 from .structure import Reason
 
 Floats = npt.NDArray[np.float64]
+Spans = Sequence[tuple[int, int]]
 _WORST = {structure: rank for rank, structure in enumerate(Structure)}  # tool_call < ... < collapsed
 
 
@@ -59,25 +60,27 @@ def measure_rank(rollouts: Rollouts, chat_format: BoundFormat) -> RankMeasure:
     """Slots, hazards, structures and control-token statistics of one rank's rollouts."""
     arrays = chat_format.slots(rollouts.ids, rollouts.mask)
     sums = _Sums(rollouts.group)
-    turns_per = arrays.turn.max(axis=1, initial=-1) + 1  # (N,)
     logp = np.minimum(rollouts.logp.astype(np.float64), 0.0)  # (N, T, K)
     scored = arrays.alive & np.isfinite(logp).all(axis=2)
     p = np.where(scored[..., None], np.exp(np.where(scored[..., None], logp, 0.0)), 0.0)
     hazard = -np.log1p(-np.minimum(p, 1 - 1e-12))  # (N, T, K): expected emissions, summable over positions
     illegal = scored[..., None] & ~chat_format.legal_table[arrays.slot]
+    # A turn nobody scored has an unknown hazard, not one of zero.
+    turns_per = (np.diff(np.maximum.accumulate(np.where(scored, arrays.turn, -1), axis=1), prepend=-1) > 0).sum(axis=1)
     turn_hazard = _hazard_streams(sums, chat_format, arrays, hazard, illegal, turns_per)
     _legal_streams(sums, chat_format, arrays, p, hazard, scored)
     control = tuple(_control_rows(chat_format, rollouts.ids, arrays, p, hazard, scored, int(turns_per.sum())))
+    spans = [chat_format.turns(own, row) for row, own in zip(rollouts.ids, rollouts.mask, strict=True)]
     classified = [
-        [chat_format.classify_ids(row[a:b]) for a, b in chat_format.turns(own, row)]
-        for row, own in zip(rollouts.ids, rollouts.mask, strict=True)
+        [chat_format.classify_ids(row[a:b]) for a, b in own] for row, own in zip(rollouts.ids, spans, strict=True)
     ]
+    ends = np.isin(rollouts.ids, chat_format.ids[_roles(chat_format) == "end"])  # (N, T)
     _outcome_streams(sums, classified)
-    _scalar_sums(sums, rollouts, classified)
+    _scalar_sums(sums, rollouts, classified, spans, ends)
     return RankMeasure(
         sums.by_stream,
         control,
-        tuple(_turn_rows(rollouts, chat_format, classified, turn_hazard)),
+        tuple(_turn_rows(rollouts, spans, ends, classified, turn_hazard)),
         tuple(_rollout_rows(rollouts, classified, turn_hazard)),
     )
 
@@ -88,7 +91,7 @@ def _hazard_streams(
     arrays: SlotArrays,
     hazard: Floats,
     illegal: npt.NDArray[np.bool_],
-    turns_per: npt.NDArray[np.int32],
+    turns_per: npt.NDArray[np.int_],
 ) -> Floats:
     """Adds `hazard`, `hazard:<token>`, `hazard@slot` and their cells; returns hazard per position (N, T)."""
     held = np.where(illegal, hazard, 0.0)
@@ -118,25 +121,29 @@ def _legal_streams(
     scored: npt.NDArray[np.bool_],
 ) -> None:
     """The degenerate side of positions where a control token is legal, as probabilities."""
-    roles = np.array([chat_format.format.role[token] for token in chat_format.tokens])
+    roles = _roles(chat_format)
     p_open = p[..., roles == "open"].sum(axis=2)
     p_end = p[..., roles == "end"].sum(axis=2)
     in_slot = {slot: scored & (arrays.slot == SLOTS.index(slot)) for slot in (Slot.START, Slot.CLOSE, Slot.TEXT)}
     # White space keeps the slot, so only the first position after the header or the call is a decision.
-    start, close = (_first(in_slot[slot]) for slot in (Slot.START, Slot.CLOSE))
+    start, close = (_first(in_slot[slot], arrays.turn) for slot in (Slot.START, Slot.CLOSE))
     sums.add("no_call_start", np.where(start, 1 - p_open, 0).sum(axis=1), start.sum(axis=1))
     sums.add("no_end", np.where(close, 1 - p_end - p_open, 0).clip(0).sum(axis=1), close.sum(axis=1))
     sums.add("reopen", np.where(close, p_open, 0).sum(axis=1), close.sum(axis=1))
     text = in_slot[Slot.TEXT]
     opened = np.where(text[..., None] & (roles == "open"), hazard, 0).sum(axis=(1, 2))
-    turns = (np.diff(np.where(text, arrays.turn, -1), axis=1, prepend=-1) > 0).sum(axis=1)
-    sums.add("call_in_text", -np.expm1(-opened) * (turns > 0), turns > 0)
+    sums.add("call_in_text", -np.expm1(-opened), text.any(axis=1))
 
 
-def _first(inside: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Where a run of True begins along the last axis."""
+def _roles(chat_format: BoundFormat) -> npt.NDArray[np.str_]:
+    """Role of each control token (K,)."""
+    return np.array([chat_format.format.role[token] for token in chat_format.tokens])
+
+
+def _first(inside: npt.NDArray[np.bool_], turn: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+    """Where a run of True within one turn begins; both (N, T)."""
     before = np.zeros_like(inside)
-    before[:, 1:] = inside[:, :-1]
+    before[:, 1:] = inside[:, :-1] & (turn[:, 1:] == turn[:, :-1])
     return inside & ~before
 
 
@@ -160,23 +167,28 @@ def _outcome_streams(sums: _Sums, classified: Sequence[Sequence[Classified]]) ->
     sums.add("no_call", [count == 0 for count in attempted], np.ones(len(classified)))
 
 
-def _scalar_sums(sums: _Sums, rollouts: Rollouts, classified: Sequence[Sequence[Classified]]) -> None:
+def _scalar_sums(
+    sums: _Sums,
+    rollouts: Rollouts,
+    classified: Sequence[Sequence[Classified]],
+    spans: Sequence[Spans],
+    ends: npt.NDArray[np.bool_],
+) -> None:
     """Sums behind the metrics that are means over rollouts or tokens."""
     ones = np.ones(len(rollouts.ids))
     known = np.isfinite(rollouts.reward)
     reward = np.where(known, rollouts.reward, 0.0)
-    tokens = rollouts.mask.sum(axis=1)
     sums.add("reward", reward, known)
     sums.add("reward_square", reward**2, known)
     sums.add("tools/call_frequency", [sum(len(turn.calls) for turn in row) for row in classified], ones)
     sums.add("env_errors", rollouts.env_errors, ones)
     sums.add("turns", [len(row) for row in classified], ones)
-    sums.add("completions/mean_length", tokens, ones)
-    cut = [bool(row) and row[-1].reason == Reason.TRUNCATED for row in classified]
+    sums.add("completions/mean_length", rollouts.mask.sum(axis=1), ones)
+    cut = [bool(own) and not ends[i, own[-1][1] - 1] for i, own in enumerate(spans)]
     sums.add("completions/clipped_ratio", cut, ones)
     if rollouts.entropy is not None:
-        entropy = np.where(rollouts.mask & np.isfinite(rollouts.entropy), rollouts.entropy, 0.0)
-        sums.add("entropy", entropy.sum(axis=1), tokens)
+        held = rollouts.mask & np.isfinite(rollouts.entropy)
+        sums.add("entropy", np.where(held, rollouts.entropy, 0.0).sum(axis=1), held.sum(axis=1))
 
 
 def _control_rows(
@@ -213,19 +225,19 @@ def _control_rows(
 
 def _turn_rows(
     rollouts: Rollouts,
-    chat_format: BoundFormat,
+    spans: Sequence[Spans],
+    ends: npt.NDArray[np.bool_],
     classified: Sequence[Sequence[Classified]],
     hazard: Floats,
 ) -> Iterator[TurnRow]:
     for i, row in enumerate(classified):
-        spans = chat_format.turns(rollouts.mask[i], rollouts.ids[i])
-        for j, ((begin, end), turn) in enumerate(zip(spans, row, strict=True)):
+        for j, ((begin, end), turn) in enumerate(zip(spans[i], row, strict=True)):
             yield TurnRow(
                 rollout=int(rollouts.row[i]),
                 turn=j,
                 structure=turn.structure,
                 reason=turn.reason,
-                stop="length" if turn.reason == Reason.TRUNCATED else "eos",
+                stop="eos" if ends[i, end - 1] else "length",
                 tokens=end - begin,
                 calls=len(turn.calls),
                 hazard=float(hazard[i, begin:end].sum()),

@@ -107,8 +107,7 @@ class Monitor:
             self.faults[stage] += 1
             if self.faults[stage] == 1:
                 _log.exception("collapsewatch: %s failed at step %d; training goes on", stage, self.last_step)
-                if stage != "store":
-                    self.event("fault", f"{stage}: {type(error).__name__}: {error}")
+                self.event("fault", f"{stage}: {type(error).__name__}: {error}")
 
     def state_dict(self) -> dict[str, Any]:
         """The detector's state, for a checkpoint."""
@@ -123,6 +122,9 @@ class Monitor:
         if not self._open:
             return
         self._open = False
+        with self.guard("store"):
+            self.store.flush()  # what its thread could not keep shows only then
+            self.faults += Counter(store=self.store.dropped)
         faults = ", ".join(f"{stage} {count}" for stage, count in sorted(self.faults.items()))
         self.event(status, detail or (f"faults: {faults}" if faults else ""))
         with self.guard("store"):

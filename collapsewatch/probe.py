@@ -4,19 +4,25 @@ TRL's fused LM head never materialises logits. But the log-prob it returns for t
 `logZ = z_label - logp_label`, so `log p(k) = z_k - logZ` needs only the K control columns of the LM head: no
 second forward, nothing of size T x V. Two forward hooks are enough: the backbone's for the hidden states, the
 outer model's for the label log-probs. Models that return logits are read directly.
+
+For a label that is a control token this reproduces the label's log-prob whatever the normaliser, so the self-check
+is another one: now and then, at a few positions, the label's log-prob from the whole LM head.
 Source: measured in docs/measurements.md, "Probe against brute force".
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 _CHUNK = 4096  # positions whose label rows of the LM head are gathered at once: bounds memory at 4096 x H
+_CHECK_EVERY = 32  # fused forwards from one self-check to the next: it reads the whole head, once
+_CHECK_ROWS = 4
+_CHECK_COLUMNS = 32768  # of the head at once
 
 
 @dataclass(slots=True)
@@ -24,27 +30,38 @@ class ProbeBatch:
     """One training forward, seen at its labelled positions. Position j predicts token j + 1.
 
     `logp` (B, T-1, K) float32 log-probabilities of the control tokens, NaN where unlabelled;
-    `label_logp` (B, T-1) the label's own; `entropy` (B, T-1) in nats, None where the forward gives none;
-    `labels` (B, T-1) token ids, -100 where unlabelled.
+    `label_logp` (B, T-1) the label's own; `entropy` (B, T-1) in nats, NaN where unlabelled, None if not given;
+    `labels` (B, T-1) token ids, -100 where unlabelled; `max_error` the self-check's largest |difference| between
+    `label_logp` and the whole LM head's, NaN where this forward was not checked.
     """
 
     logp: torch.Tensor
     label_logp: torch.Tensor
     labels: torch.Tensor
     entropy: torch.Tensor | None
+    max_error: float = float("nan")
 
 
 class ControlProbe:
     """Collects a `ProbeBatch` from every gradient-carrying forward of `model` while armed.
 
-    `token_ids` (K,): the control tokens. `temperature`: what the model's log-probs are taken at.
+    `token_ids` (K,): the control tokens. `temperature`: what the model's log-probs are taken at. `fp32_head`: the
+    fused head is computed in float32 outside autocast (TRL's `cast_lm_head_to_fp32`). `guard`: the context in which
+    the hooks do their work, to keep their failures out of the model's forward.
     The probe never changes the forward; what it collects waits in `batches` until `drain`.
 
     Raises:
         ValueError: the model has no backbone or no output embeddings to hook.
     """
 
-    def __init__(self, model: Any, token_ids: Sequence[int], temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        model: Any,
+        token_ids: Sequence[int],
+        temperature: float = 1.0,
+        fp32_head: bool = False,
+        guard: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
         self._model = model.get_base_model() if hasattr(model, "get_base_model") else model
         head = self._model.get_output_embeddings()
         backbone = self._model.base_model
@@ -55,14 +72,16 @@ class ControlProbe:
         text_config = self._model.config.get_text_config()
         self._softcap: float | None = getattr(text_config, "final_logit_softcapping", None)
         self._scale = _logit_scale(text_config)
-        self._temperature = temperature
+        self._temperature, self._fp32_head, self._guard = temperature, fp32_head, guard
         self._ids = torch.as_tensor(list(token_ids), dtype=torch.long)
         self._hidden: torch.Tensor | None = None
+        self._forwards = 0
         self.armed = True
         self.batches: list[ProbeBatch] = []
         self._handles = [
             backbone.register_forward_hook(self._keep_hidden, with_kwargs=True),
-            self._model.register_forward_hook(self._read, with_kwargs=True),
+            # The model as given: a PEFT wrapper calls its base model's `forward`, past the hooks there.
+            model.register_forward_hook(self._read, with_kwargs=True),
         ]
 
     def close(self) -> None:
@@ -88,7 +107,8 @@ class ControlProbe:
         # Generation steps carry a cache and no gradient; only the training forward is of interest.
         self._hidden = None
         if self.armed and torch.is_grad_enabled():
-            self._hidden = out.last_hidden_state.detach()
+            with self._guard():
+                self._hidden = out.last_hidden_state.detach()
 
     @torch.no_grad()
     def _read(self, module: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
@@ -96,27 +116,25 @@ class ControlProbe:
         labels = kwargs.get("labels")
         if hidden is None or labels is None:
             return
-        labels = labels[:, 1:]  # (B, T-1)
-        if kwargs.get("fused_lm_head"):
-            label_logp = out.log_probs.detach().float()
-            logp = self._from_hidden(hidden[:, :-1], labels, label_logp)
-            entropy = None if out.entropy is None else out.entropy.detach().float()
-        else:
-            logp, label_logp = self._from_logits(out.logits.detach()[:, :-1], labels)
-            entropy = None
-        self.batches.append(ProbeBatch(logp, label_logp, labels, entropy))
+        with self._guard():
+            labels = labels[:, 1:]  # (B, T-1)
+            if kwargs.get("fused_lm_head"):
+                device = hidden.device.type
+                # The kernel rounds logits to the forward's dtype; the same rounding here keeps the difference exact.
+                dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+                with torch.autocast(device, enabled=False):
+                    batch = self._from_hidden(hidden[:, :-1], labels, out, torch.float32 if self._fp32_head else dtype)
+                self.batches.append(batch)
+            else:
+                self.batches.append(self._from_logits(out.logits.detach()[:, :-1], labels))
 
-    def _from_hidden(self, hidden: torch.Tensor, labels: torch.Tensor, label_logp: torch.Tensor) -> torch.Tensor:
-        """`hidden` (B, T-1, H) and the labels' log-probs (B, T-1) to control log-probs (B, T-1, K)."""
+    def _from_hidden(self, hidden: torch.Tensor, labels: torch.Tensor, out: Any, dtype: torch.dtype) -> ProbeBatch:
+        """From `hidden` (B, T-1, H) and the fused head's output: the labels' log-probs (B, T-1), logits in `dtype`."""
         head = self._model.get_output_embeddings()
-        weight, bias = head.weight, getattr(head, "bias", None)
-        if hasattr(weight, "full_tensor"):  # FSDP2 shards it
-            weight = weight.full_tensor()
-        device = hidden.device.type
-        # The kernel rounds logits to the forward's dtype; the same rounding here keeps the difference exact.
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        weight, bias = _whole(head.weight), _whole(getattr(head, "bias", None))
+        label_logp = out.log_probs.detach().float()
         mask = labels != -100
-        rows, targets = hidden[mask], labels[mask]  # (n, H), (n,)
+        rows, targets, known = hidden[mask], labels[mask], label_logp[mask]  # (n, H), (n,), (n,)
         ids = self._ids.to(weight.device)
         control = weight[ids].to(dtype)  # (K, H)
         logp = label_logp.new_full((*mask.shape, len(ids)), float("nan"))
@@ -124,17 +142,40 @@ class ControlProbe:
         for start in range(0, len(rows), _CHUNK):
             part, target = rows[start : start + _CHUNK], targets[start : start + _CHUNK]
             z_control = part.to(dtype) @ control.T  # (c, K)
-            z_label = torch.einsum("nh,nh->n", part.float(), weight[target].float()).to(dtype)  # (c,)
+            own = weight[target].to(dtype)  # (c, H)
+            z_label = torch.einsum("nh,nh->n", part.to(dtype).float(), own.float()).to(dtype)  # (c,)
             if bias is not None:
                 z_control, z_label = z_control + bias[ids].to(dtype), z_label + bias[target].to(dtype)
-            log_z = self._transform(z_label) - label_logp[mask][start : start + _CHUNK]
+            log_z = self._transform(z_label) - known[start : start + _CHUNK]
             found.append(self._transform(z_control) - log_z[:, None])
         if found:
             logp[mask] = torch.cat(found)
-        return logp
+        error = float("nan")
+        if found and self._forwards % _CHECK_EVERY == 0:
+            some = torch.linspace(0, len(rows) - 1, min(len(rows), _CHECK_ROWS), device=rows.device).long()
+            whole = self._whole_head(rows[some].to(dtype), targets[some], weight, bias)
+            error = float((whole - known[some]).abs().max())
+        self._forwards += 1
+        entropy = None if out.entropy is None else out.entropy.detach().float().masked_fill(~mask, float("nan"))
+        return ProbeBatch(logp, label_logp, labels, entropy, error)
 
-    def _from_logits(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Control and label log-probs from `logits` (B, T-1, V), scaled and soft-capped by the model itself."""
+    def _whole_head(
+        self, rows: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The log-probs (c,) of `targets` (c,) with a normaliser from every column of the LM head."""
+        parts, label = [], rows.new_zeros(len(rows), dtype=torch.float32)
+        for start in range(0, len(weight), _CHECK_COLUMNS):
+            z = rows @ weight[start : start + _CHECK_COLUMNS].to(rows.dtype).T  # (c, columns)
+            if bias is not None:
+                z = z + bias[start : start + _CHECK_COLUMNS].to(rows.dtype)
+            z = self._transform(z)
+            parts.append(z.logsumexp(-1))
+            here = (targets >= start) & (targets < start + z.size(1))
+            label[here] = z[here, targets[here] - start]
+        return label - torch.stack(parts).logsumexp(0)
+
+    def _from_logits(self, logits: torch.Tensor, labels: torch.Tensor) -> ProbeBatch:
+        """From `logits` (B, T-1, V), scaled and soft-capped by the model itself."""
         mask = labels != -100
         rows = logits[mask].float() / self._temperature  # (n, V)
         log_z = rows.logsumexp(-1)
@@ -142,7 +183,7 @@ class ControlProbe:
         label_logp = rows.new_full(mask.shape, float("nan"))
         logp[mask] = rows[:, self._ids.to(rows.device)] - log_z[:, None]
         label_logp[mask] = rows.gather(1, labels[mask][:, None])[:, 0] - log_z
-        return logp, label_logp
+        return ProbeBatch(logp, label_logp, labels, None)
 
     def _transform(self, logits: torch.Tensor) -> torch.Tensor:
         logits = logits.float() * self._scale
@@ -150,17 +191,10 @@ class ControlProbe:
             logits = self._softcap * torch.tanh(logits / self._softcap)
         return logits / self._temperature
 
-    def max_error(self, batch: ProbeBatch) -> float:
-        """Self-check: the largest |difference| to the label's own log-prob where that is a control token.
 
-        NaN where no label is a control token.
-        """
-        ids = self._ids.to(batch.labels.device)
-        hit = batch.labels[..., None] == ids  # (B, T-1, K)
-        if not bool(hit.any()):
-            return float("nan")
-        difference = batch.logp - batch.label_logp[..., None]
-        return float(difference[hit].abs().max())
+def _whole(parameter: Any) -> Any:
+    """A parameter as one tensor: FSDP2 shards it."""
+    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
 
 
 def _logit_scale(config: Any) -> float:

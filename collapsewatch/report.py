@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import duckdb
 from rich.console import Console
 from rich.table import Table
 
 from . import importers, queries
-from .detectors import FA_PER_10K, UnknownStream, spec
+from .detectors import FA_PER_10K, spec
 from .importers import Imported
 from .plugins import UnknownPlugin
-from .records import Alarm, Driver, Verdict
+from .records import Alarm, Driver, Event, Verdict
 from .verdict import Trace, decide, not_judged, replay, shares_verdict
 
 
@@ -78,10 +78,11 @@ class RunReport:
         }
 
 
-def analyze(path: str | Path, *, format: str = "hermes", fa_per_10k: float = FA_PER_10K) -> list[RunReport]:
+def analyze(path: str | Path, *, format: str = "hermes", fa_per_10k: float | None = None) -> list[RunReport]:
     """Judge the run at `path`, or every run and readable foreign log below a folder.
 
-    `format` is the chat format of transcripts. A broken file becomes a report with verdict `unjudged` and its
+    `format` is the chat format of transcripts. `fa_per_10k` is the false-alarm budget; without it a run of ours
+    is judged by the one it was watched with. A broken file becomes a report with verdict `unjudged` and its
     reason; it never stops the rest.
 
     Raises:
@@ -95,7 +96,7 @@ def analyze(path: str | Path, *, format: str = "hermes", fa_per_10k: float = FA_
     own = list(queries.find_runs(root)) if root.is_dir() else []
     reports = [_own_run(p, fa_per_10k) for p in own]
     for file in _files(root, own):
-        reports += _foreign(file, format, fa_per_10k, named=file == root)
+        reports += _foreign(file, format, fa_per_10k or FA_PER_10K, named=file == root)
     if not reports:
         raise ReportError(
             f"analyze: got {root} with no run in it, expected folders with run.duckdb, or logs of "
@@ -155,12 +156,21 @@ def _files(root: Path, own: Sequence[Path]) -> Iterable[Path]:
     return sorted(p for p in found if not inside & set(p.resolve().parents))
 
 
-def _own_run(path: Path, fa_per_10k: float) -> RunReport:
+def _budget(events: Sequence[Event]) -> float:
+    """The false-alarm budget the run was watched with, so that the replay raises the alarms it raised live."""
+    for event in reversed(events):
+        if event.name == "started" and event.detail:
+            return float(json.loads(event.detail).get("fa_per_10k", FA_PER_10K))
+    return FA_PER_10K
+
+
+def _own_run(path: Path, fa_per_10k: float | None) -> RunReport:
     try:
         with closing(queries.open_run(path)) as run:
             applied = sum(a.status == "applied" for a in run.applied())
-            trace = replay(run.records(), run.events(), fa_per_10k)
-    except (queries.RunError, UnknownStream, duckdb.Error, OSError, ValueError) as error:
+            events = run.events()
+            trace = replay(run.records(), events, fa_per_10k or _budget(events))
+    except Exception as error:  # whatever is wrong with one run, the others are still judged
         return _broken(path, path.name, "collapsewatch", error)
     return _judge(path.name, path, "collapsewatch", trace, applied=applied)
 

@@ -49,10 +49,10 @@ def _rows_of(item: Item, rank: int, logged: int) -> Iterator[tuple[str, Rows]]:
             whole = {"stream": "", "log_e": item.log_e, "log_bound": item.log_bound}
             yield "evidence", [head | whole, *(head | _fields(driver) for driver in item.drivers)]
         case Alarm():
-            drivers = _json([_fields(driver) for driver in item.drivers])
+            drivers = strict_json([_fields(driver) for driver in item.drivers])
             yield "alarms", [_fields(item) | {"tier": str(item.tier), "drivers": drivers}]
         case Applied():
-            yield "interventions", [_fields(item) | {"detail": _json(item.detail)}]
+            yield "interventions", [_fields(item) | {"detail": strict_json(item.detail)}]
         case Event():
             yield "events", [_fields(item)]
 
@@ -79,12 +79,12 @@ def _storable(value: Any) -> Any:
     return value
 
 
-def _json(value: Any) -> str:
-    return json.dumps(_plain(value), allow_nan=False)
+def strict_json(value: Any, indent: int | None = None) -> str:
+    """JSON as every reader takes it: NaN and infinities, which JSON cannot hold, as strings that `float` reads."""
+    return json.dumps(_plain(value), allow_nan=False, indent=indent)
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold of a value; NaN and infinities, which it cannot, as strings that `float` reads."""
     if hasattr(value, "tolist"):  # numpy and torch
         value = value.tolist()
     match value:

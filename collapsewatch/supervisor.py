@@ -40,7 +40,7 @@ class Supervisor:
         """One step of the closed loop: the rows to log about what was done and what the last act changed."""
         if self._before:
             yield self._effect(record)
-        self.intervention.observe(record.step, failed)
+        self.intervention.observe(record.step, failed, training)
         self._alarm = next((alarm for alarm in alarms if alarm.tier is Tier.ALARM), self._alarm)
         standing = state in (Tier.ALARM, Tier.HOLD)
         if not standing or self._alarm is None or (self._last and record.step - self._last < self.cooldown):
@@ -59,6 +59,11 @@ class Supervisor:
             return "applied", self.intervention.apply(step, training)
         except NotApplicable as reason:
             return "skipped", {"reason": str(reason)}
+        except Exception as error:
+            if training.ranks > 1:  # the other ranks would wait for this one for ever: an end is better
+                raise
+            _log.exception("collapsewatch: intervention %s failed at step %d", self.intervention.name, step)
+            return "failed", {"reason": f"{type(error).__name__}: {error}"}
 
     def _effect(self, record: StepRecord) -> Applied:
         now = {o.stream: o.value for o in record.observations}

@@ -9,6 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .rows import strict_json
+
+
+class TableError(ValueError):
+    """A table that cannot be written in the way asked for."""
+
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], console: Console) -> None:
     """One row per line, numbers on the right."""
@@ -19,6 +25,17 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], console: 
     for row in rows:
         table.add_row(*(Text(_shown(value)) for value in row))
     console.print(table)
+
+
+def rows_json(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A JSON list of one object per row.
+
+    Raises:
+        TableError: two columns of one name, of which an object would keep one.
+    """
+    if len(set(columns)) < len(columns):
+        raise TableError(f"query: got columns {', '.join(columns)}, expected distinct names (AS gives one)")
+    return strict_json([dict(zip(columns, row, strict=True)) for row in rows])
 
 
 def _shown(value: Any) -> str:

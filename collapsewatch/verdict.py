@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from .detectors import FA_PER_10K, Detection, build, spec
 from .detectors.baseline import USABLE
+from .detectors.policy import CULPRIT
 from .detectors.streams import BAD_OUTCOMES, FAILURES
 from .records import Alarm, Driver, Event, StepRecord, Tier, Verdict
 
@@ -112,7 +113,7 @@ def decide(trace: Trace) -> Judgement:
     if broken or (kept is not None and kept < LOST):
         return Judgement(Verdict.COLLAPSED, alarm.kind, alarm, reward)
     sound = failing is None or failing < SOUND
-    if sound and over and (kept is None or kept >= KEPT):
+    if sound and (over or _back(trace, alarm)) and (kept is None or kept >= KEPT):
         return Judgement(Verdict.RECOVERED, alarm.kind, alarm, reward)
     return Judgement(Verdict.DEGRADED, alarm.kind, alarm, reward)
 
@@ -162,6 +163,13 @@ def _still(trace: Trace, alarm: Alarm) -> bool:
     top = alarm.drivers[0]
     tail = trace.tail.get(top.stream)
     return bool(tail) and median(tail or [0.0]) >= max(BROKEN, top.tolerance)
+
+
+def _back(trace: Trace, alarm: Alarm) -> bool:
+    """Are all streams that drove the alarm within what was tolerated then, at the end?"""
+    culprits = [driver for driver in alarm.drivers if driver.share >= CULPRIT]
+    tails = [(driver.tolerance, trace.tail.get(driver.stream)) for driver in culprits]
+    return bool(tails) and all(tail and median(tail) < tolerance for tolerance, tail in tails)
 
 
 def _window(values: Sequence[float]) -> int:

@@ -419,10 +419,18 @@ def test_an_alarm_holds_clears_after_eight_good_steps_and_waits_before_the_next(
 
 def test_an_alarm_that_never_clears_becomes_the_new_normal_and_says_so() -> None:
     siren = Siren()
-    seen = rows([record(t, polluted=0.5) for t in range(1, 70)], Detection([siren]))
+    seen = rows([record(t, polluted=0.4) for t in range(1, 70)], Detection([siren]))
     holds = [(s, "hold", "siren") for s in (11, 21, 31, 41)]
     assert seen == [(1, "alarm", "siren"), *holds, (61, "rebaselined", "siren")]
     assert siren.forgot == ["baseline"]
+
+
+def test_a_broken_run_never_becomes_the_new_normal() -> None:
+    detection = Detection([Siren()])
+    run = [record(t, polluted=0.5) for t in range(1, 70)]
+    assert "rebaselined" not in [tier for _, tier, _ in rows(run, detection)]
+    assert detection.state == "hold"
+    assert rows([record(70, polluted=0.4)], detection) == [(70, "rebaselined", "siren")]
 
 
 def test_a_step_that_shows_no_culprit_is_neither_good_nor_bad() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
+import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -75,9 +77,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for knob, low in _AT_LEAST.items():
-            if getattr(self, knob) < low:
+            if not low <= getattr(self, knob) < math.inf:
                 raise ConfigError(f"{knob}: got {getattr(self, knob)!r}, expected at least {low}")
-        if not self.name or "/" in self.name or self.name.startswith("."):
+        if self.loss_type not in LOSS_TYPES:
+            raise ConfigError(f"loss_type: got {self.loss_type!r}, expected one of {', '.join(LOSS_TYPES)}")
+        if not self.name or "/" in self.name or self.name.startswith(".") or not self.name.isprintable():
             raise ConfigError(f"name: got {self.name!r}, expected a plain folder name")
 
     def to_toml(self) -> str:
@@ -85,6 +89,8 @@ class TrainConfig:
         return "".join(f"{key} = {_toml(value)}\n" for key, value in asdict(self).items())
 
 
+LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "vespo")
+"""TRL's policy losses, but for `luspo`, which wants sequence-level importance sampling."""
 _AT_LEAST: dict[str, float] = {
     "seed": 0, "warm_start": 0, "steps": 1, "learning_rate": 0.0, "warmup_steps": 0, "prompts": 1, "rollouts": 2,
     "max_turns": 1, "max_turn_tokens": 1, "temperature": 1e-3, "beta": 0.0, "num_iterations": 1,
@@ -96,8 +102,7 @@ def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML's escapes are JSON's
     return repr(value)
 
 
@@ -152,6 +157,3 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> TrainConfig:
         except tomllib.TOMLDecodeError:
             values[key.strip()] = text
     return from_mapping(values, "--set")
-
-
-KNOBS = tuple(field.name for field in fields(TrainConfig))

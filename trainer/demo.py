@@ -6,7 +6,6 @@ Each run is a process of its own, writing its own folder; this one only reads th
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -101,7 +100,7 @@ def _training(configs: Sequence[TrainConfig], logdir: Path) -> Iterator[list[sub
     finally:
         for process in processes:
             if process.poll() is None:
-                process.send_signal(signal.SIGINT)
+                process.terminate()  # as Ctrl-C does, but never ignored, as a shell's background job ignores that
         for process in processes:
             try:
                 process.wait(20)

@@ -14,6 +14,12 @@ from collapsewatch.interventions.sft import TokenRow
 
 from .environments.base import Environment, Message, Task
 
+_DUMMY: list[Message] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "."}]
+
+
+class TemplateError(ValueError):
+    """A chat template that dialogues cannot be rendered with: what, got, expected."""
+
 
 class Renderer:
     """Renders one environment's messages with one tokenizer's chat template."""
@@ -25,6 +31,11 @@ class Renderer:
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self.end_text: str = tokenizer.eos_token
         self._bridges: dict[tuple[tuple[str, str], ...], list[int]] = {}
+        if self.end_text is None or self.end_text not in self._text(_DUMMY, generate=False):
+            raise TemplateError(
+                f"tokenizer: got end-of-turn token {self.end_text!r}, which its chat template never writes, "
+                "expected the one that ends an assistant message"
+            )
 
     def _text(self, messages: Sequence[Message], *, generate: bool) -> str:
         text: str = self.tokenizer.apply_chat_template(
@@ -45,7 +56,7 @@ class Renderer:
         before = self._text(history, generate=True)
         after = self._text([*history, message], generate=False)
         if not after.startswith(before):
-            raise ValueError("chat template: got a prompt that is no prefix of the dialogue, expected a prefix")
+            raise TemplateError("chat template: got a prompt that is no prefix of the dialogue, expected a prefix")
         body, end, _ = after[len(before) :].rpartition(self.end_text)
         return self._ids(body + end)
 
@@ -53,10 +64,9 @@ class Renderer:
         """Ids from after an assistant's end-of-turn token to the next assistant header, `messages` between."""
         key = tuple((m["role"], m["content"]) for m in messages)
         if key not in self._bridges:
-            dummy: list[Message] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "."}]
-            before = self._text(dummy, generate=False)
+            before = self._text(_DUMMY, generate=False)
             cut = before.rindex(self.end_text) + len(self.end_text)
-            self._bridges[key] = self._ids(self._text([*dummy, *messages], generate=True)[cut:])
+            self._bridges[key] = self._ids(self._text([*_DUMMY, *messages], generate=True)[cut:])
         return self._bridges[key]
 
     def expert_row(self, environment: Environment, task: Task) -> TokenRow:

@@ -21,6 +21,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from collapsewatch.database import first_line
 from collapsewatch.interventions.sft import TokenRow, sft_update
 
 from .dialogues import Renderer
@@ -180,12 +181,11 @@ def load_model(
         else:
             tokenizer = AutoTokenizer.from_pretrained(name)
             model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # broken files make the loaders raise anything
         raise ModelError(
-            f"model: got {name!r} ({reason}), expected 'tiny', a model folder, a hub name or a .gguf file"
+            f"model: got {name!r} ({first_line(error)}), expected 'tiny', a model folder, a hub name or a .gguf file"
         ) from error
-    if add_markers(tokenizer):
+    if add_markers(tokenizer) and len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
     if "tool_call" not in (tokenizer.chat_template or ""):
         tokenizer.chat_template = TEMPLATE.read_text()

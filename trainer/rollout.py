@@ -28,7 +28,6 @@ class Trajectory:
     ids: list[int] = field(default_factory=list)
     mask: list[int] = field(default_factory=list)
     logprobs: list[float] | None = None
-    calls: int = 0
     env_errors: int = 0
     reward: float | None = None
 
@@ -76,7 +75,6 @@ def _environment_turn(
         return []
     try:
         if turn.structure is Structure.TOOL_CALL:
-            trajectory.calls += len(turn.calls)
             return [{"role": "tool", "content": trajectory.episode.call(call)} for call in turn.calls]
         text = renderer.tokenizer.decode(ids, skip_special_tokens=True)
         reply = trajectory.episode.reply(text)

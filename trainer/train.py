@@ -15,6 +15,7 @@ import transformers
 from transformers.trainer_callback import PrinterCallback
 
 from collapsewatch.callback import CollapseCallback
+from collapsewatch.database import first_line
 from collapsewatch.formats import format_named
 from collapsewatch.interventions import INTERVENTIONS
 from collapsewatch.interventions.base import Intervention, PromptRow
@@ -33,9 +34,34 @@ TASK_SEED = 1_000_003  # keeps a run's tasks apart from the warm start's
 
 
 def prepare(config: TrainConfig, progress: Callable[[int, int], None] | None = None) -> None:
-    """Build and cache what several runs of one seed share: the warm-started tiny model."""
+    """Build and cache what several runs of one seed share: the warm-started tiny model.
+
+    Raises:
+        ConfigError, UnknownPlugin: a knob names nothing, or the run cannot be written; before any work.
+    """
+    check(config)
     _threads(config)
     load_model(config.model, load_environment(config.environment), config.seed, config.warm_start, progress)
+
+
+def check(config: TrainConfig) -> None:
+    """Refuse what can be known to fail later.
+
+    Raises:
+        ConfigError: the run exists already, or `logdir` cannot be written.
+        UnknownPlugin: an environment, chat format or intervention that is neither listed nor importable.
+    """
+    load_environment(config.environment)
+    format_named(config.chat_format)
+    _intervention(config)
+    run_dir = Path(config.logdir) / config.name
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        used = any(run_dir.iterdir())
+    except OSError as error:
+        raise ConfigError(f"logdir: got {config.logdir!r} ({error.strerror}), expected a folder to write to") from error
+    if used:
+        raise ConfigError(f"name: got {config.name!r}, which exists in {config.logdir!r}, expected a new name")
 
 
 def train(config: TrainConfig, on_record: OnRecord | None = None) -> Path:
@@ -44,12 +70,12 @@ def train(config: TrainConfig, on_record: OnRecord | None = None) -> Path:
     Whatever ends it, what was recorded is kept and the run says how it ended.
 
     Raises:
-        ConfigError: the run exists already, or a knob names nothing.
+        ConfigError: the run exists already, or TRL refuses the knobs.
+        ModelError, UnknownPlugin: a knob names nothing.
         KeyboardInterrupt: passed on, after the run was closed as `interrupted`.
     """
+    check(config)
     run_dir = Path(config.logdir) / config.name
-    if run_dir.exists() and any(run_dir.iterdir()):
-        raise ConfigError(f"name: got {config.name!r}, which exists in {config.logdir!r}, expected a new name")
     _threads(config)
     transformers.logging.set_verbosity_error()
     environment = load_environment(config.environment)
@@ -71,16 +97,12 @@ def train(config: TrainConfig, on_record: OnRecord | None = None) -> Path:
         config=config.to_toml(),
         on_record=on_record,
     )
-    trainer = ToolTrainer(
-        config,
-        model,
-        environment,
-        renderer,
-        format_named(config.chat_format).bind(tokenizer),
-        tasks,
-        grpo_args(config, str(run_dir / "checkpoints"), use_cpu=not torch.cuda.is_available()),
-        callbacks=[callback],
-    )
+    bound = format_named(config.chat_format).bind(tokenizer)
+    try:
+        args = grpo_args(config, str(run_dir / "checkpoints"), use_cpu=not torch.cuda.is_available())
+        trainer = ToolTrainer(config, model, environment, renderer, bound, tasks, args, callbacks=[callback])
+    except (ValueError, ImportError) as error:  # bf16 without hardware for it, vLLM that is not installed
+        raise ConfigError(f"config: got what TRL refuses ({first_line(error)}), expected other knobs") from error
     trainer.remove_callback(PrinterCallback)
     try:
         trainer.train()

@@ -8,12 +8,13 @@ from typing import Any
 
 from ..records import Alarm, Driver, Evidence, Tier
 from .base import Detector
-from .streams import spec
+from .streams import BAD_OUTCOMES, spec
 
 CULPRIT = 0.05  # share of the evidence that makes a stream one of those that must calm down again
 CAUSE = 0.2  # share of the evidence; chosen, not measured
 HOLD_EVERY = 10  # steps between two rows of an alarm that is still true
 LISTED = 8  # drivers listed in an alarm
+BROKEN = 0.5  # rate of a bad outcome that nobody may get used to: the hard limit's
 
 
 class AlarmPolicy:
@@ -21,7 +22,7 @@ class AlarmPolicy:
 
     An alarm clears after `clear_run` good steps in a row (its streams below half their tolerance), is
     repeated as `hold` for at most `max_hold` steps, and after `rebaseline` steps its level becomes the new
-    normal, with a row that says so. For `refractory` steps after its end no new alarm begins. Steps are
+    normal, with a row that says so; a run half of whose outcomes are bad is broken and has no new normal. For `refractory` steps after its end no new alarm begins. Steps are
     records: a log written every 5th step counts every 5th. Defaults: in a simulated closed loop leaving after
     8 good steps cost 7.5 broken steps a run, after 3 it flapped and cost 109.
     """
@@ -76,7 +77,7 @@ class AlarmPolicy:
         own = next(((d, e) for d, e in found if d.name == self.detector), found[0])
         if self.good >= self.clear_run:
             return self._end(Tier.CLEARED, step, *own)
-        if self.held >= self.rebaseline:
+        if self.held >= self.rebaseline and not _broken(found):
             return self._end(Tier.REBASELINED, step, *own)
         if self.held <= self.max_hold and self.held % HOLD_EVERY == 0:
             return self._row(Tier.HOLD, step, *own)
@@ -132,6 +133,11 @@ class AlarmPolicy:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.held, self.good, self.wait = state["held"], state["good"], state["wait"]
         self.culprits, self.detector, self.onset = set(state["culprits"]), state["detector"], state["onset"]
+
+
+def _broken(found: Sequence[tuple[Detector, Evidence]]) -> bool:
+    drivers = [d for _, e in found for d in e.drivers if d.stream in BAD_OUTCOMES]
+    return any(d.level >= BROKEN for d in drivers)
 
 
 def _calm(driver: Driver) -> bool:

@@ -37,8 +37,8 @@ class Intervention(ABC):
     def check(self, training: Training) -> None:  # noqa: B027 (a hook: doing nothing is right for most)
         """Fail before step 1 if the training cannot be helped this way (raise ValueError)."""
 
-    def observe(self, step: int, failed: Sequence[PromptRow]) -> None:  # noqa: B027 (a hook, as above)
-        """Called every step with the prompts that at least one rollout failed."""
+    def observe(self, step: int, failed: Sequence[PromptRow], training: Training) -> None:  # noqa: B027 (as above)
+        """Called at the end of every step with the prompts that at least one rollout failed."""
 
     @abstractmethod
     def apply(self, step: int, training: Training) -> dict[str, Any]:

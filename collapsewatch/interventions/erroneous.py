@@ -16,18 +16,23 @@ import torch
 from .base import Intervention, NotApplicable, PromptRow, Training
 from .sft import sft_update
 
+LEAST_WARMUP = 5
+"""Steps over which RL comes back at least; the paper's warm-up after a supervised phase."""
+
 
 class Erroneous(Intervention):
-    """SFT on expert dialogues of recently failed prompts, with an optimizer of its own.
+    """SFT on expert dialogues of recently failed prompts, with an optimizer of its own; then RL warms up again.
 
-    The policy's Adam moments still point where the run was going when it broke, so they are dropped after
-    each application, as the paper restarts RL with a fresh optimizer.
+    As in the paper, RL resumes with a fresh optimizer and a warm-up: the old Adam moments still point where the
+    run was going when it broke. The warm-up is the run's own, as a factor on its schedule, so the learning rate
+    never exceeds what the schedule would have given.
 
     Args:
         learning_rate: of the supervised updates; 1e-5 is the paper's better one for 1.5 B parameters.
         updates: optimizer steps per application.
         batch: dialogues per update and rank.
         window: steps back to look for failed prompts.
+        seed: of the order in which failed prompts are taken.
     """
 
     name: ClassVar[str] = "erroneous"
@@ -39,6 +44,7 @@ class Erroneous(Intervention):
         self._failed: deque[list[PromptRow]] = deque(maxlen=window)
         self._random = random.Random(seed)
         self._optimizer: torch.optim.Optimizer | None = None
+        self._applied: int | None = None  # the step of the last application
 
     def check(self, training: Training) -> None:
         if training.expert is None:
@@ -46,8 +52,9 @@ class Erroneous(Intervention):
                 "intervention erroneous: got no expert, expected a callable from dataset rows to TokenRows"
             )
 
-    def observe(self, step: int, failed: Sequence[PromptRow]) -> None:
+    def observe(self, step: int, failed: Sequence[PromptRow], training: Training) -> None:
         self._failed.append(list(failed))
+        self._warm_up(training.trainer, step)
 
     def apply(self, step: int, training: Training) -> dict[str, Any]:
         assert training.expert is not None  # check() has seen to it
@@ -78,6 +85,8 @@ class Erroneous(Intervention):
                 )
             )
         trainer.optimizer.optimizer.state.clear()
+        self._applied = step
+        self._warm_up(trainer, step)
         return {
             "prompts": len(prompts),
             "dialogues": len(rows),
@@ -85,3 +94,15 @@ class Erroneous(Intervention):
             "loss_before": losses[0],
             "loss_after": losses[-1],
         }
+
+    def _warm_up(self, trainer: Any, step: int) -> None:
+        """After an application, scale the learning rate that the schedule has just set for the next step."""
+        if self._applied is None:
+            return
+        length = max(LEAST_WARMUP, trainer.args.get_warmup_steps(trainer.args.max_steps))
+        factor = (step - self._applied) / length
+        # Only a schedule that is a function of the step sets the rate anew each step; others build on the last.
+        schedule = getattr(trainer.lr_scheduler, "scheduler", trainer.lr_scheduler)
+        if factor < 1 and isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
+            for group in trainer.optimizer.param_groups:
+                group["lr"] *= factor
