@@ -59,7 +59,7 @@ def demo(
     """Train one seed twice, RL alone and with triggered supervision, watch both, and compare."""
     with _needs_train("demo"):
         from .trainer.demo import run_demo
-    run_demo(seed, out, dashboard, port, Console())
+    run_demo(seed, out, dashboard, port, _console())
 
 
 @app.command()
@@ -71,7 +71,7 @@ def train(
     with _needs_train("train"):
         from .trainer.config import load_config
         from .trainer.progress import run_with_progress
-    run_with_progress(load_config(config, tuple(change or ())), Console())
+    run_with_progress(load_config(config, tuple(change or ())), _console())
 
 
 @app.command()
@@ -105,7 +105,7 @@ def analyze(
     if as_json:
         typer.echo(strict_json(to_json(reports), indent=2))
     else:
-        print_summary(reports, Console())
+        print_summary(reports, _console())
     if fail_on and any(report.verdict in FAILING[fail_on] for report in reports):
         raise typer.Exit(3)
 
@@ -131,7 +131,12 @@ def query(
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerows([table.columns, *table.rows])
     else:
-        print_table(table.columns, table.rows, Console())
+        print_table(table.columns, table.rows, _console())
+
+
+def _console() -> Console:
+    """The terminal; a file or a pipe has no width that tables would have to be squeezed into."""
+    return Console(width=None if sys.stdout.isatty() else 1000)
 
 
 @contextlib.contextmanager

@@ -31,22 +31,22 @@ def checksum(completion_ids: list[list[int]], **_: Any) -> list[float]:
 def train(
     tmp_path: Path, model_path: Path, tokenizer: Any, *callbacks: Any, reward: Any = checksum, **overrides: Any
 ) -> GRPOTrainer:
-    settings = dict(
-        output_dir=str(tmp_path / "out"),
-        max_steps=2,
-        learning_rate=1e-3,
-        per_device_train_batch_size=8,
-        num_generations=4,
-        max_completion_length=16,
-        seed=7,
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        report_to=[],
-        save_strategy="no",
-        logging_steps=1,
-        disable_tqdm=True,
-    )
+    settings = {
+        "output_dir": str(tmp_path / "out"),
+        "max_steps": 2,
+        "learning_rate": 1e-3,
+        "per_device_train_batch_size": 8,
+        "num_generations": 4,
+        "max_completion_length": 16,
+        "seed": 7,
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "report_to": [],
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+    }
     trainer = GRPOTrainer(
         model=str(model_path),
         reward_funcs=reward,
@@ -205,7 +205,8 @@ def test_a_torn_monitor_leaves_the_training_alone(
     assert_same(weights(trainer), unwatched)
     assert callback.monitor is not None and callback.monitor.faults[stage] >= 2
     events = open_run(tmp_path / "run").events()
-    assert [event.detail for event in events if event.name == "fault"][0].startswith(f"{stage}: RuntimeError: torn")
+    fault = next(event.detail for event in events if event.name == "fault")
+    assert fault.startswith(f"{stage}: RuntimeError: torn")
     assert events[-1].name == "finished" and stage in events[-1].detail
 
 

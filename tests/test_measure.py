@@ -76,7 +76,7 @@ class Slow:
             self.outcomes(i)
 
     def scored(self, i: int, t: int) -> bool:
-        return 0 <= t and self.alive[i][t] and all(math.isfinite(x) for x in self.r.logp[i, t].tolist())
+        return t >= 0 and self.alive[i][t] and all(math.isfinite(x) for x in self.r.logp[i, t].tolist())
 
     def p(self, i: int, t: int) -> dict[str, float]:
         return dict(zip(self.bound.tokens, [math.exp(min(x, 0.0)) for x in self.r.logp[i, t].tolist()], strict=True))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -40,7 +42,7 @@ def prepare(config: TrainConfig, progress: Callable[[int, int], None] | None = N
         ConfigError, UnknownPlugin: a knob names nothing, or the run cannot be written; before any work.
     """
     check(config)
-    _threads(config)
+    _settle(config)
     load_model(config.model, load_environment(config.environment), config.seed, config.warm_start, progress)
 
 
@@ -76,8 +78,7 @@ def train(config: TrainConfig, on_record: OnRecord | None = None) -> Path:
     """
     check(config)
     run_dir = Path(config.logdir) / config.name
-    _threads(config)
-    transformers.logging.set_verbosity_error()
+    _settle(config)
     environment = load_environment(config.environment)
     model, tokenizer = load_model(config.model, environment, config.seed, config.warm_start)
     renderer = Renderer(tokenizer, environment)
@@ -102,6 +103,8 @@ def train(config: TrainConfig, on_record: OnRecord | None = None) -> Path:
         args = grpo_args(config, str(run_dir / "checkpoints"), use_cpu=not torch.cuda.is_available())
         trainer = ToolTrainer(config, model, environment, renderer, bound, tasks, args, callbacks=[callback])
     except (ValueError, ImportError) as error:  # bf16 without hardware for it, vLLM that is not installed
+        with contextlib.suppress(OSError):  # TRL has made it; the name stays free
+            (run_dir / "checkpoints").rmdir()
         raise ConfigError(f"config: got what TRL refuses ({first_line(error)}), expected other knobs") from error
     trainer.remove_callback(PrinterCallback)
     try:
@@ -124,7 +127,11 @@ def _intervention(config: TrainConfig) -> Intervention | None:
     return kind()
 
 
-def _threads(config: TrainConfig) -> None:
-    """One thread for the tiny model: its matrices are so small that a second one only gets in the way."""
+def _settle(config: TrainConfig) -> None:
+    """Quiet libraries; one thread for the tiny model, whose matrices are so small that a second gets in the way."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    # TRL 1.16 says `gradient_checkpointing`, which transformers 5.23 has renamed.
+    warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing.*` is deprecated", FutureWarning)
     if config.model == "tiny":
         torch.set_num_threads(1)

@@ -14,17 +14,19 @@ CULPRIT = 0.05  # share of the evidence that makes a stream one of those that mu
 CAUSE = 0.2  # share of the evidence; chosen, not measured
 HOLD_EVERY = 10  # steps between two rows of an alarm that is still true
 LISTED = 8  # drivers listed in an alarm
+OUTCOMES = BAD_OUTCOMES | {"no_call"}  # what must be within tolerance before any alarm clears
 BROKEN = 0.5  # rate of a bad outcome that nobody may get used to: the hard limit's
 
 
 class AlarmPolicy:
     """OK -> alarm -> hold -> cleared or rebaselined, for detectors that share one fate.
 
-    An alarm clears after `clear_run` good steps in a row (its streams below half their tolerance), is
-    repeated as `hold` for at most `max_hold` steps, and after `rebaseline` steps its level becomes the new
-    normal, with a row that says so; a run half of whose outcomes are bad is broken and has no new normal. For `refractory` steps after its end no new alarm begins. Steps are
-    records: a log written every 5th step counts every 5th. Defaults: in a simulated closed loop leaving after
-    8 good steps cost 7.5 broken steps a run, after 3 it flapped and cost 109.
+    An alarm clears after `clear_run` good steps in a row: its streams below half their tolerance, no outcome
+    beyond its own. It is repeated as `hold` for at most `max_hold` steps, and after `rebaseline` steps its level
+    becomes the new normal, with a row that says so; but a run half of whose outcomes are bad is broken and has
+    no new normal. For `refractory` steps after its end no new alarm begins. Steps are records: a log written
+    every 5th step counts every 5th. Defaults: in a simulated closed loop leaving after 8 good steps cost 7.5
+    broken steps a run, after 3 it flapped and cost 109.
     """
 
     def __init__(
@@ -110,10 +112,13 @@ class AlarmPolicy:
         seen: dict[str, Driver] = {}
         for _, e in found:
             for d in e.drivers:
-                if d.stream in self.culprits and d.stream in observed:
+                if d.stream in observed:
                     seen.setdefault(d.stream, d)
-        if seen:  # a step that shows none of the culprits is neither good nor bad
-            self.good = self.good + 1 if all(_calm(d) for d in seen.values()) else 0
+        shown = [d for d in seen.values() if d.stream in self.culprits]
+        if shown:  # a step that shows none of the culprits is neither good nor bad
+            # A token may fall silent because nothing is called any more: then the outcomes are what is bad.
+            fine = all(d.level <= d.tolerance for d in seen.values() if d.stream in OUTCOMES)
+            self.good = self.good + 1 if fine and all(map(_calm, shown)) else 0
 
     def _row(self, tier: Tier, step: int, detector: Detector, evidence: Evidence) -> Alarm:
         listed = tuple(d for d in evidence.drivers if d.share > 0)[:LISTED]
