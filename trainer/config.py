@@ -93,7 +93,7 @@ LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "vespo")
 """TRL's policy losses, but for `luspo`, which wants sequence-level importance sampling."""
 _AT_LEAST: dict[str, float] = {
     "seed": 0, "warm_start": 0, "steps": 1, "learning_rate": 0.0, "warmup_steps": 0, "prompts": 1, "rollouts": 2,
-    "max_turns": 1, "max_turn_tokens": 1, "temperature": 1e-3, "beta": 0.0, "num_iterations": 1,
+    "max_turns": 1, "max_turn_tokens": 1, "temperature": 1e-3, "beta": 0.0, "num_iterations": 1, "max_grad_norm": 0.0,
     "sft_learning_rate": 0.0, "sft_updates": 1, "cooldown": 1, "fa_per_10k": 1e-6, "save_steps": 0,
 }  # fmt: skip
 
@@ -155,5 +155,5 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> TrainConfig:
         try:
             values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
-            values[key.strip()] = text
+            values[key.strip()] = text.strip()
     return from_mapping(values, "--set")

@@ -185,6 +185,9 @@ def load_model(
         raise ModelError(
             f"model: got {name!r} ({first_line(error)}), expected 'tiny', a model folder, a hub name or a .gguf file"
         ) from error
+    if "<|im_end|>" not in tokenizer.get_vocab():
+        raise ModelError(f"model: got {name!r}, whose tokenizer has no <|im_end|>, expected a ChatML model")
+    tokenizer.eos_token = "<|im_end|>"  # base models end a document, not a turn
     if add_markers(tokenizer) and len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
     if "tool_call" not in (tokenizer.chat_template or ""):

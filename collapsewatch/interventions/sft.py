@@ -38,14 +38,15 @@ def sft_update(
     rows: Sequence[TokenRow],
     pad_id: int,
     backward: Callable[[torch.Tensor], Any] = torch.Tensor.backward,
-    max_grad_norm: float = 1.0,
+    max_grad_norm: float | None = 1.0,
 ) -> float:
     """One optimizer step of token-mean cross-entropy on `rows`; returns the loss before the step, in nats."""
     batch = collate(rows, pad_id, next(model.parameters()).device)
     loss = model(**batch, use_cache=False).loss
     optimizer.zero_grad(set_to_none=True)
     backward(loss)
-    torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    if max_grad_norm:  # as in transformers, none and 0 mean no limit
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return float(loss.detach())

@@ -19,6 +19,8 @@ from .base import Environment, Episode, Message, Task, assistant_call, tool
 KEYS = "ash bay cod dew elm fig gum hay ivy jay kelp lark moss newt oak pine reed sage tern yew".split()  # noqa: SIM905
 SHAPES: tuple[tuple[int, int], ...] = ((1, 0), (1, 1), (2, 0), (2, 1), (3, 0))
 """(words, constants) of a sum; a sum of w words and c constants takes w lookups and w + c - 1 additions."""
+DIGITS = 18
+"""Numbers longer than this are wrong: a model that loops on digits must not fail Python's own limit on them."""
 
 
 class ChainEpisode(Episode):
@@ -47,7 +49,8 @@ class ChainEpisode(Episode):
 
     def reward(self) -> float:
         numbers = re.findall(r"-?\d+", self._answer or "")
-        return float(bool(numbers) and int(numbers[-1]) == self._expected)
+        last = numbers[-1] if numbers else ""
+        return float(0 < len(last) <= DIGITS and int(last) == self._expected)
 
 
 class Chain(Environment):
@@ -95,4 +98,4 @@ class Chain(Environment):
 
 
 def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**DIGITS
