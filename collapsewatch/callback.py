@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import itertools
-import json
 import math
 import sys
 import time
@@ -20,8 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -31,15 +27,13 @@ from .formats import format_named
 from .formats.base import BoundFormat
 from .interventions import INTERVENTIONS
 from .interventions.base import Expert, Intervention, PromptRow, Training
+from .ledger import UID, Ledger, Seen
 from .measure import Rollouts, measure_rank
 from .monitor import Monitor
 from .plugins import resolve
-from .probe import ControlProbe, ProbeBatch
+from .probe import ControlProbe
 from .records import Alarm, Applied, StepRecord
 from .supervisor import Supervisor
-
-UID = "collapsewatch_uid"
-"""Key under which a rollout's number travels through TRL's shuffling and splitting of a batch."""
 
 
 class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers carries no types
@@ -83,10 +77,7 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         self._expert = expert
         self._trainer: Any = None
         self._undo: list[Callable[[], None]] = []
-        self._numbers = itertools.count()
-        self._generated: dict[int, dict[str, Any]] = {}  # by rollout number: reward, prompt row, ...
-        self._rewards: torch.Tensor | None = None
-        self._seen: list[tuple[dict[str, Any], ProbeBatch | None]] = []
+        self._seen: list[Seen] = []
         self.monitor: Monitor | None = None
 
     # -- life ----------------------------------------------------------------------------------------------
@@ -114,6 +105,7 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         self._probe = ControlProbe(
             trainer.model, self._bound.ids.tolist(), trainer.temperature, fp32_head, lambda: self._guard("probe")
         )
+        self._ledger = Ledger(self._training, len(self._bound.ids), tokenizer.pad_token_id)
         rank, steps = accelerator.process_index, args.max_steps if args.max_steps > 0 else None
         try:
             self.monitor = Monitor(self._logdir / name, rank, self._fa_per_10k, self._config, steps)
@@ -121,8 +113,8 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
             self._probe.close()
             raise
         self._undo.append(self._probe.close)
-        self._after("_calculate_rewards", self._take_rewards)
-        self._after("_generate_and_score_completions", self._number_rows)
+        self._after("_calculate_rewards", self._ledger.take_rewards)
+        self._after("_generate_and_score_completions", self._ledger.number_rows)
         self._after("compute_loss", self._take_probe)
         atexit.register(self._at_exit)
 
@@ -166,35 +158,6 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         self._undo.append(lambda: delattr(self._trainer, method))
 
     # -- one step ------------------------------------------------------------------------------------------
-
-    def _take_rewards(self, result: torch.Tensor, *args: Any, **kwargs: Any) -> None:
-        """`result` (world * B, functions): rewards of all ranks, NaN where a function did not apply."""
-        weights = self._trainer.reward_weights.to(result.device)
-        rewards = (result * weights).nansum(dim=1)
-        rewards[torch.isnan(result).all(dim=1)] = float("nan")
-        self._rewards = rewards.cpu()
-
-    def _number_rows(self, result: dict[str, Any], inputs: Sequence[PromptRow], **kwargs: Any) -> None:
-        """Give each generated rollout a number that survives shuffle and split."""
-        if not self._trainer.model.training or self._rewards is None:
-            return
-        size = len(inputs)
-        numbers = list(itertools.islice(self._numbers, size))
-        first = self._training.rank * size
-        rewards = self._rewards[first : first + size].tolist()
-        generations = self._trainer.num_generations
-        base = numbers[0] * self._training.ranks
-        for i, (number, row) in enumerate(zip(numbers, inputs, strict=True)):
-            self._generated[number] = {
-                "row": row,
-                "reward": rewards[i],
-                "group": (base + first + i) // generations,
-                "env_errors": int(row.get("env_errors", 0) or 0),
-            }
-        ids = result["completion_ids"]
-        result[UID] = torch.tensor(numbers, device=ids.device)
-        for stale in [n for n in self._generated if n < numbers[0] - 64 * size]:
-            del self._generated[stale]
 
     def _take_probe(self, result: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """Keep what the probe saw in this micro-batch's forward, beside the rows it belongs to."""
@@ -253,94 +216,27 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
                 record = combine(ranks, measured, step, time.time(), metrics)
         return record, [row for _, rows in gathered for row in rows]
 
-    def _measure(
-        self, seen: Sequence[tuple[dict[str, Any], ProbeBatch | None]]
-    ) -> tuple[RankMeasure, list[PromptRow], dict[str, float]]:
+    def _measure(self, seen: Sequence[Seen]) -> tuple[RankMeasure, list[PromptRow], dict[str, float]]:
         """What this rank adds to the step, the prompts it failed, and its own metrics."""
-        rollouts = self._rollouts(seen)
+        rollouts = self._ledger.rollouts(seen)
         measured = self._with_text(measure_rank(rollouts, self._bound), rollouts)
-        failed = [] if self._supervisor is None else self._failed(rollouts)
+        failed = [] if self._supervisor is None else self._ledger.failed(rollouts)
         errors = [batch.max_error for _, batch in seen if batch is not None and math.isfinite(batch.max_error)]
         return measured, failed, {"probe/max_error": max(errors)} if errors else {}
-
-    def _rollouts(self, seen: Sequence[tuple[dict[str, Any], ProbeBatch | None]]) -> Rollouts:
-        """Micro-batches to one rank's arrays, padded to the longest completion."""
-        width = max(inputs["completion_ids"].size(1) for inputs, _ in seen)
-        pad_id = self._tokenizer.pad_token_id
-        parts = [_arrays(inputs, batch, width, len(self._bound.ids), pad_id) for inputs, batch in seen]
-        joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-        known = [self._generated[number] for number in joined["number"].tolist()]
-        return Rollouts(
-            ids=joined["ids"],
-            mask=joined["mask"],
-            logp=joined["logp"],
-            entropy=None if np.isnan(joined["entropy"]).all() else joined["entropy"],
-            group=np.array([row["group"] for row in known]),
-            reward=np.array([row["reward"] for row in known]),
-            advantage=joined["advantage"],
-            env_errors=np.array([row["env_errors"] for row in known]),
-            row=joined["number"],
-            length=joined["length"],
-        )
 
     def _with_text(self, measured: RankMeasure, rollouts: Rollouts) -> RankMeasure:
         """The measure, with prompt and text for the most hazardous rollouts."""
         rows = list(measured.rollouts)
         for i in sorted(range(len(rows)), key=lambda i: -rows[i].hazard)[: self._keep_text]:
-            prompt = self._generated[rows[i].rollout]["row"].get("prompt", "")
             text = self._tokenizer.decode(rollouts.ids[i, : rollouts.length[i]].tolist())
-            rows[i] = replace(
-                rows[i],
-                prompt=prompt if isinstance(prompt, str) else json.dumps(prompt, default=str),
-                text=text,
-            )
+            rows[i] = replace(rows[i], prompt=self._ledger.prompt(rows[i].rollout), text=text)
         return replace(measured, rollouts=tuple(rows))
-
-    def _failed(self, rollouts: Rollouts) -> list[PromptRow]:
-        """Dataset rows of the prompts that at least one rollout failed."""
-        best = np.nanmax(rollouts.reward, initial=1.0)
-        rows = zip(rollouts.group.tolist(), rollouts.row.tolist(), rollouts.reward.tolist(), strict=True)
-        hit = {group: number for group, number, reward in rows if reward < best}
-        return [self._generated[number]["row"] for number in hit.values()]
 
 
 _MEASURED = frozenset(
     {"reward", "reward_std", "frac_reward_zero_std", "entropy", "epoch"}
     | {"tools/call_frequency", "completions/mean_length", "completions/clipped_ratio"}
 )
-
-
-def _arrays(
-    inputs: Mapping[str, Any], batch: ProbeBatch | None, width: int, tokens: int, pad_id: int
-) -> dict[str, np.ndarray[Any, Any]]:
-    """One micro-batch as arrays over its completions, padded on the right to `width`; NaN without a `batch`."""
-    ids = inputs["completion_ids"]
-    size, length = ids.shape
-    whole = inputs["completion_mask"].bool()  # (B, C)
-    if "tool_mask" in inputs:
-        own = whole & inputs["tool_mask"].bool()
-    else:
-        # TRL's `mask_truncated_completions` blanks the rows that ran on: there is no loss on them, but a structure.
-        own = whole = whole | (~whole.any(1, keepdim=True) & (ids != pad_id))
-    pad = ((0, 0), (0, width - length))
-
-    def padded(values: torch.Tensor, fill: Any) -> np.ndarray[Any, Any]:
-        return np.pad(values.cpu().numpy(), pad, constant_values=fill)
-
-    entropy = None if batch is None else batch.entropy
-    if entropy is None:
-        entropy = torch.full((size, length), float("nan"))
-    logp = torch.full((size, length, tokens), float("nan")) if batch is None else batch.logp[:, -length:]  # (B, C, K)
-    advantages = inputs["advantages"]
-    return {
-        "ids": padded(ids, 0),
-        "mask": padded(own, False),
-        "entropy": padded(entropy[:, -length:], float("nan")),
-        "logp": np.pad(logp.cpu().numpy(), (*pad, (0, 0)), constant_values=float("nan")),
-        "advantage": (advantages if advantages.dim() == 1 else advantages.mean(1)).cpu().numpy(),
-        "number": inputs[UID].cpu().numpy(),
-        "length": whole.sum(1).cpu().numpy(),
-    }
 
 
 def _calling_trainer(callback: TrainerCallback) -> Any:

@@ -127,7 +127,8 @@ def _legal_streams(
     in_slot = {slot: scored & (arrays.slot == SLOTS.index(slot)) for slot in (Slot.START, Slot.CLOSE, Slot.TEXT)}
     # White space keeps the slot, so only the first position after the header or the call is a decision.
     start, close = (_first(in_slot[slot], arrays.turn) for slot in (Slot.START, Slot.CLOSE))
-    sums.add("no_call_start", np.where(start, 1 - p_open, 0).sum(axis=1), start.sum(axis=1))
+    p_think = p[..., roles == "think_open"].sum(axis=2)  # a turn that thinks first may still call
+    sums.add("no_call_start", np.where(start, 1 - p_open - p_think, 0).clip(0).sum(axis=1), start.sum(axis=1))
     sums.add("no_end", np.where(close, 1 - p_end - p_open, 0).clip(0).sum(axis=1), close.sum(axis=1))
     sums.add("reopen", np.where(close, p_open, 0).sum(axis=1), close.sum(axis=1))
     text = in_slot[Slot.TEXT]

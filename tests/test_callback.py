@@ -181,7 +181,7 @@ def raising(stage: str) -> Any:
         ("collapsewatch.callback.measure_rank", "measure"),
         ("collapsewatch.callback.combine", "measure"),
         ("collapsewatch.formats.bound.BoundFormat.classify_ids", "measure"),
-        ("collapsewatch.callback.CollapseCallback._take_rewards", "calculate_rewards"),
+        ("collapsewatch.ledger.Ledger.take_rewards", "calculate_rewards"),
         ("collapsewatch.store.Store.log_step", "store"),
         ("collapsewatch.detectors.Detection.update", "detection"),
         ("on_record", "on_record"),

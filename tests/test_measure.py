@@ -127,7 +127,7 @@ class Slow:
                 )
             again = self.scored(i, t - 1) and self.slot[i][t - 1] is slot and self.turn[i][t - 1] == self.turn[i][t]
             if slot is Slot.START and not again:
-                self.add("no_call_start", i, 1 - by_role["open"], 1)
+                self.add("no_call_start", i, max(0.0, 1 - by_role["open"] - by_role["think_open"]), 1)
             if slot is Slot.CLOSE and not again:
                 self.add("no_end", i, max(1 - by_role["open"] - by_role["end"], 0.0), 1)
                 self.add("reopen", i, by_role["open"], 1)

@@ -261,7 +261,8 @@ def test_erroneous_brings_a_broken_model_back(tmp_path: Path, answering: Path) -
     assert reward[BREAK_AT] > 0.9 and reward[24] > 0.9
     # RL starts again with an empty optimizer, and warms up; before, its rate was the schedule's.
     assert sabotage.moments[first.step] == 0 < sabotage.moments[first.step - 1]
-    expected = {s: min((s - first.step) / LEAST_WARMUP, 1.0) if s >= first.step else 1.0 for s in range(1, 24)}
+    back = {s: (s - first.step + 1) / (LEAST_WARMUP + 1) for s in range(first.step, 24)}
+    expected = {s: min(back.get(s, 1.0), 1.0) for s in range(1, 24)}
     assert {s: sabotage.rates[s] for s in expected} == pytest.approx(expected)
 
 

@@ -66,7 +66,7 @@ def broken(records: list[StepRecord]) -> float:
 def test_too_high_a_learning_rate_breaks_the_structure_and_alarms(alone: Path) -> None:
     records, alarms, _ = read(alone)
     assert [record.step for record in records] == list(range(1, STEPS + 1))
-    assert broken(records[:5]) < 0.1 and broken(records) >= 0.5
+    assert broken(records[:1]) < 0.1 and broken(records) >= 0.5
     assert records[0].metrics["reward"] > 0.4 and records[-1].metrics["reward"] < 0.1
     assert any(alarm.tier is Tier.ALARM for alarm in alarms)
     (report,) = analyze(alone)

@@ -51,6 +51,8 @@ class Erroneous(Intervention):
             raise ValueError(
                 "intervention erroneous: got no expert, expected a callable from dataset rows to TokenRows"
             )
+        if getattr(training.trainer, "is_deepspeed_enabled", False):  # its backward already steps the engine
+            raise ValueError("intervention erroneous: got DeepSpeed, expected plain, DDP or FSDP training")
 
     def observe(self, step: int, failed: Sequence[PromptRow], training: Training) -> None:
         self._failed.append(list(failed))
@@ -100,7 +102,7 @@ class Erroneous(Intervention):
         if self._applied is None:
             return
         length = max(LEAST_WARMUP, trainer.args.get_warmup_steps(trainer.args.max_steps))
-        factor = (step - self._applied) / length
+        factor = (step - self._applied + 1) / (length + 1)
         # Only a schedule that is a function of the step sets the rate anew each step; others build on the last.
         schedule = getattr(trainer.lr_scheduler, "scheduler", trainer.lr_scheduler)
         if factor < 1 and isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):

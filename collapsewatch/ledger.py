@@ -1,0 +1,127 @@
+"""The ledger of rollouts: which prompt, reward and group each row of a training batch belongs to.
+
+TRL shuffles a generation's rows and splits them into micro-batches; a number that travels with each row keeps
+what is known of it together.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from .interventions.base import PromptRow, Training
+from .measure import Rollouts
+from .probe import ProbeBatch
+
+UID = "collapsewatch_uid"
+"""Key under which a rollout's number travels through TRL's shuffling and splitting of a batch."""
+Seen = tuple[Mapping[str, Any], ProbeBatch | None]
+"""A micro-batch as the loss got it, and what the probe read in its forward."""
+
+
+class Ledger:
+    """What is known of the rollouts of one rank, by number. `tokens`: how many control tokens are probed."""
+
+    def __init__(self, training: Training, tokens: int, pad_id: int) -> None:
+        self._training, self._tokens, self._pad_id = training, tokens, pad_id
+        self._numbers = itertools.count()
+        self._known: dict[int, dict[str, Any]] = {}
+        self._rewards: torch.Tensor | None = None
+
+    def take_rewards(self, result: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        """`result` (world * B, functions): rewards of all ranks, NaN where a function did not apply."""
+        weights = self._training.trainer.reward_weights.to(result.device)
+        rewards = (result * weights).nansum(dim=1)
+        rewards[torch.isnan(result).all(dim=1)] = float("nan")
+        self._rewards = rewards.cpu()
+
+    def number_rows(self, result: dict[str, Any], inputs: Sequence[PromptRow], **kwargs: Any) -> None:
+        """Give each generated rollout a number that survives shuffle and split."""
+        if not self._training.trainer.model.training or self._rewards is None:
+            return
+        size = len(inputs)
+        numbers = list(itertools.islice(self._numbers, size))
+        first = self._training.rank * size
+        rewards = self._rewards[first : first + size].tolist()
+        generations = self._training.trainer.num_generations
+        base = numbers[0] * self._training.ranks
+        for i, (number, row) in enumerate(zip(numbers, inputs, strict=True)):
+            self._known[number] = {
+                "row": row,
+                "reward": rewards[i],
+                "group": (base + first + i) // generations,
+                "env_errors": int(row.get("env_errors", 0) or 0),
+            }
+        ids = result["completion_ids"]
+        result[UID] = torch.tensor(numbers, device=ids.device)
+        for stale in [n for n in self._known if n < numbers[0] - 64 * size]:
+            del self._known[stale]
+
+    def rollouts(self, seen: Sequence[Seen]) -> Rollouts:
+        """Micro-batches to one rank's arrays, padded to the longest completion."""
+        width = max(inputs["completion_ids"].size(1) for inputs, _ in seen)
+        parts = [_arrays(inputs, batch, width, self._tokens, self._pad_id) for inputs, batch in seen]
+        joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        known = [self._known[number] for number in joined["number"].tolist()]
+        return Rollouts(
+            ids=joined["ids"],
+            mask=joined["mask"],
+            logp=joined["logp"],
+            entropy=None if np.isnan(joined["entropy"]).all() else joined["entropy"],
+            group=np.array([row["group"] for row in known]),
+            reward=np.array([row["reward"] for row in known]),
+            advantage=joined["advantage"],
+            env_errors=np.array([row["env_errors"] for row in known]),
+            row=joined["number"],
+            length=joined["length"],
+        )
+
+    def failed(self, rollouts: Rollouts) -> list[PromptRow]:
+        """Dataset rows of the prompts that at least one rollout failed."""
+        best = np.nanmax(rollouts.reward, initial=1.0)
+        rows = zip(rollouts.group.tolist(), rollouts.row.tolist(), rollouts.reward.tolist(), strict=True)
+        hit = {group: number for group, number, reward in rows if reward < best}
+        return [self._known[number]["row"] for number in hit.values()]
+
+    def prompt(self, number: int) -> str:
+        """The prompt of a rollout as text, or as JSON where it is a list of messages."""
+        prompt = self._known[number]["row"].get("prompt", "")
+        return prompt if isinstance(prompt, str) else json.dumps(prompt, default=str)
+
+
+def _arrays(
+    inputs: Mapping[str, Any], batch: ProbeBatch | None, width: int, tokens: int, pad_id: int
+) -> dict[str, np.ndarray[Any, Any]]:
+    """One micro-batch as arrays over its completions, padded on the right to `width`; NaN without a `batch`."""
+    ids = inputs["completion_ids"]
+    size, length = ids.shape
+    whole = inputs["completion_mask"].bool()  # (B, C)
+    if "tool_mask" in inputs:
+        own = whole & inputs["tool_mask"].bool()
+    else:
+        # TRL's `mask_truncated_completions` blanks the rows that ran on: there is no loss on them, but a structure.
+        own = whole = whole | (~whole.any(1, keepdim=True) & (ids != pad_id))
+    pad = ((0, 0), (0, width - length))
+
+    def padded(values: torch.Tensor, fill: Any) -> np.ndarray[Any, Any]:
+        return np.pad(values.cpu().numpy(), pad, constant_values=fill)
+
+    entropy = None if batch is None else batch.entropy
+    if entropy is None:
+        entropy = torch.full((size, length), float("nan"))
+    logp = torch.full((size, length, tokens), float("nan")) if batch is None else batch.logp[:, -length:]  # (B, C, K)
+    advantages = inputs["advantages"]
+    return {
+        "ids": padded(ids, 0),
+        "mask": padded(own, False),
+        "entropy": padded(entropy[:, -length:], float("nan")),
+        "logp": np.pad(logp.cpu().numpy(), (*pad, (0, 0)), constant_values=float("nan")),
+        "advantage": (advantages if advantages.dim() == 1 else advantages.mean(1)).cpu().numpy(),
+        "number": inputs[UID].cpu().numpy(),
+        "length": whole.sum(1).cpu().numpy(),
+    }
