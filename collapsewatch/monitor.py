@@ -53,7 +53,7 @@ class Monitor:
         self._open = True
         if config and rank == 0:
             (Path(run_dir) / "config.toml").write_text(config)
-        self.event("started", "" if max_steps is None else json.dumps({"max_steps": max_steps}))
+        self.event("started", json.dumps({"max_steps": max_steps, "fa_per_10k": fa_per_10k}))
 
     @property
     def state(self) -> str:

@@ -11,12 +11,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from . import importers, queries
 from .detectors import FA_PER_10K, spec
 from .importers import Imported
 from .plugins import UnknownPlugin
 from .records import Alarm, Driver, Event, Verdict
+from .tables import printable
 from .verdict import Trace, decide, not_judged, replay, shares_verdict
 
 
@@ -122,11 +124,12 @@ def print_summary(reports: Sequence[RunReport], console: Console) -> None:
         reward = "" if r.reward is None else " / ".join(f"{x:.2f}" for x in r.reward)
         words = (r.name, verdict, r.first_mover, r.token)
         numbers = (str(r.steps[2]), _shown(r.onset_step), _shown(r.detected_step), reward)
-        table.add_row(*map(_plain, (*words, *numbers, str(r.interventions or ""))), style=_STYLES[r.verdict])
+        row = (*words, *numbers, str(r.interventions or ""))
+        table.add_row(*(Text(printable(value)) for value in row), style=_STYLES[r.verdict])
     console.print(table)
     for r in reports:
         if r.verdict is Verdict.UNJUDGED and r.not_judged:
-            console.print(_plain(f"{r.name}: {r.not_judged[0][1]}"))
+            console.print(Text(printable(f"{r.name}: {r.not_judged[0][1]}")))
 
 
 _STYLES: dict[Verdict, str] = {
@@ -142,10 +145,6 @@ _STYLES: dict[Verdict, str] = {
 
 def _shown(step: int | None) -> str:
     return "" if step is None else str(step)
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")  # names may hold what rich takes for markup
 
 
 def _files(root: Path, own: Sequence[Path]) -> Iterable[Path]:

@@ -23,7 +23,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], console: 
         if rows and all(isinstance(row[i], int | float) for row in rows):
             column.justify = "right"
     for row in rows:
-        table.add_row(*(Text(_shown(value)) for value in row))
+        table.add_row(*(Text(printable(value)) for value in row))
     console.print(table)
 
 
@@ -38,7 +38,8 @@ def rows_json(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return strict_json([dict(zip(columns, row, strict=True)) for row in rows])
 
 
-def _shown(value: Any) -> str:
+def printable(value: Any) -> str:
+    """A value as one line of text, without the control characters that a terminal would obey."""
     if value is None:
         return ""
     text = f"{value:.6g}" if isinstance(value, float) else str(value)

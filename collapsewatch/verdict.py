@@ -103,6 +103,9 @@ def decide(trace: Trace) -> Judgement:
     if never_sound and never_rewarded and (began is not None or reward is not None):
         return Judgement(Verdict.DEAD, "broken_start", None, reward)
     if alarm is None:
+        if failing is not None and failing >= BROKEN:  # from the start: nothing rose, so nothing alarmed
+            verdict = Verdict.SILENT if kept is None or kept >= KEPT else Verdict.COLLAPSED
+            return Judgement(verdict, "broken_start", None, reward)
         if _sagged(trace.reward):
             return Judgement(Verdict.DEGRADED, "reward_loss", None, reward)
         return Judgement(Verdict.HEALTHY, "", None, reward)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from collapsewatch.detectors import Detection
+from collapsewatch.monitor import Monitor
 from collapsewatch.plugins import UnknownPlugin
 from collapsewatch.records import Applied, Event, Observation, StepRecord, Tier, Verdict
 from collapsewatch.report import ReportError, analyze, print_summary, to_json
@@ -203,3 +205,28 @@ def test_real_logs_get_the_verdict_of_their_label() -> None:
             assert str(report.verdict) == said.get(label, label), report.name
             judged += 1
     assert judged >= 16
+
+
+def test_a_run_broken_from_the_start_is_never_called_healthy(tmp_path: Path) -> None:
+    broken = course([0.85] * 6)
+    rewarded = [replace(r, metrics={"reward": 0.4}) for r in broken]
+    (report,) = analyze(stored(tmp_path / "rewarded", rewarded))
+    assert (report.verdict, report.kind) == (Verdict.SILENT, "broken_start")
+    fading = [replace(r, metrics={"reward": 0.9 if r.step < 4 else 0.1}) for r in broken]
+    (report,) = analyze(stored(tmp_path / "fading", fading))
+    assert report.verdict is Verdict.COLLAPSED
+    (report,) = analyze(stored(tmp_path / "unrewarded", broken))
+    assert report.verdict is Verdict.DEAD
+
+
+def test_a_run_is_judged_by_the_budget_it_was_watched_with(tmp_path: Path) -> None:
+    spiking = course([0.01] * 40 + [0.15] * 20)
+    seen = {}
+    for budget in (1.0, 500.0):
+        monitor = Monitor(tmp_path / f"{budget}", fa_per_10k=budget)
+        seen[budget] = [alarm for r in spiking for alarm in monitor.log(r)]
+        monitor.close()
+        (report,) = analyze(tmp_path / f"{budget}")
+        assert report.alarms == tuple(seen[budget])
+    assert seen[1.0] != seen[500.0]
+    assert analyze(tmp_path / "1.0", fa_per_10k=500.0)[0].alarms == tuple(seen[500.0])

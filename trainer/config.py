@@ -56,8 +56,6 @@ class TrainConfig:
     """Passes over each batch of rollouts."""
     loss_type: str = "dapo"
     """TRL's name of the policy loss."""
-    max_grad_norm: float = 1.0
-    """Gradient clipping."""
     vllm: bool = False
     """Sample with vLLM, in the same process, where it is installed."""
     bf16: bool = False
@@ -72,8 +70,6 @@ class TrainConfig:
     """Steps between two applications while the alarm holds."""
     fa_per_10k: float = 50.0
     """False-alarm budget of the detector, per 10,000 steps."""
-    save_steps: int = 0
-    """Checkpoint every so many steps; 0 saves none."""
 
     def __post_init__(self) -> None:
         for knob, low in _AT_LEAST.items():
@@ -93,8 +89,8 @@ LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "vespo")
 """TRL's policy losses, but for `luspo`, which wants sequence-level importance sampling."""
 _AT_LEAST: dict[str, float] = {
     "seed": 0, "warm_start": 0, "steps": 1, "learning_rate": 0.0, "warmup_steps": 0, "prompts": 1, "rollouts": 2,
-    "max_turns": 1, "max_turn_tokens": 1, "temperature": 1e-3, "beta": 0.0, "num_iterations": 1, "max_grad_norm": 0.0,
-    "sft_learning_rate": 0.0, "sft_updates": 1, "cooldown": 1, "fa_per_10k": 1e-6, "save_steps": 0,
+    "max_turns": 1, "max_turn_tokens": 1, "temperature": 1e-3, "beta": 0.0, "num_iterations": 1,
+    "sft_learning_rate": 0.0, "sft_updates": 1, "cooldown": 1, "fa_per_10k": 1e-6,
 }  # fmt: skip
 
 

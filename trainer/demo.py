@@ -45,6 +45,7 @@ def run_demo(seed: int, out: Path, dashboard: bool, port: int, console: Console)
     logdir = _fresh(out, f"demo-seed{seed}")
     configs = [load_config(CONFIG, _changes(name, seed, logdir)) for name in ARMS]
     with _page(logdir, dashboard, port, console):
+        _make(logdir, out)
         warm_start(configs[0], console)
         with _training(configs, logdir) as processes:
             _watch(configs, processes, logdir, console)
@@ -63,14 +64,16 @@ def _fresh(out: Path, name: str) -> Path:
     """A folder that no earlier demo has used: nothing recorded is ever overwritten."""
     for number in range(1, 1000):
         folder = out / (name if number == 1 else f"{name}-{number}")
-        if folder.exists():
-            continue
-        try:
-            folder.mkdir(parents=True)
-        except OSError as error:
-            raise ConfigError(f"--out: got {str(out)!r} ({error.strerror}), expected a folder to write to") from error
-        return folder
+        if not folder.exists():
+            return folder
     raise ConfigError(f"--out: got {str(out)!r}, which holds 999 demos of this seed, expected an emptier folder")
+
+
+def _make(logdir: Path, out: Path) -> None:
+    try:
+        logdir.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"--out: got {str(out)!r} ({error.strerror}), expected a folder to write to") from error
 
 
 @contextmanager
@@ -116,7 +119,8 @@ def _watch(
     with bars(console) as progress:
         for view in views:
             view.start(progress)
-        while any(process.poll() is None for process in processes):
+        # A run that fails ends the demo: `_training` then ends the other one.
+        while any(process.poll() is None for process in processes) and not any(p.returncode for p in processes):
             time.sleep(POLL_SECONDS)
             for view in views:
                 view.refresh(progress)

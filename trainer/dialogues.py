@@ -21,6 +21,10 @@ class TemplateError(ValueError):
     """A chat template that dialogues cannot be rendered with: what, got, expected."""
 
 
+BRIDGES = 10_000
+"""Rendered tool answers that are kept: short ones, as in `chain`, come again and again."""
+
+
 class Renderer:
     """Renders one environment's messages with one tokenizer's chat template."""
 
@@ -63,6 +67,8 @@ class Renderer:
     def bridge(self, messages: Sequence[Message]) -> list[int]:
         """Ids from after an assistant's end-of-turn token to the next assistant header, `messages` between."""
         key = tuple((m["role"], m["content"]) for m in messages)
+        if len(self._bridges) > BRIDGES:  # long tool answers never come twice
+            self._bridges.clear()
         if key not in self._bridges:
             before = self._text(_DUMMY, generate=False)
             cut = before.rindex(self.end_text) + len(self.end_text)
