@@ -67,7 +67,7 @@ def test_live_alarms_are_those_of_a_replay_bit_for_bit(tmp_path: Path, seed: int
     assert replayed == live == run.alarms()
     stored = run.query("SELECT step, detector, log_e, log_bound FROM evidence WHERE stream = ''").rows
     assert len(stored) == len(evidence) and set(stored) == set(evidence)
-    assert run.status() == "finished" and json.loads(run.events()[0].detail) == {"max_steps": 60}
+    assert run.status() == "finished" and json.loads(run.events()[0].detail) == {"max_steps": 60, "fa_per_10k": 20.0}
 
 
 @pytest.mark.parametrize("cut", [1, 25, 41, 45])
