@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .combine import RankMeasure, Sums, combine
@@ -41,7 +41,8 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
 
     Args:
         logdir: folder that holds runs.
-        name: the run's folder; by default the output folder's name and the time.
+        name: the run's folder; by default the output folder's name and the time. A training that is resumed under
+            the name it had goes on in the same record, with detection as it stood.
         chat_format: the format the model is trained in; `pkg.mod:Class` for an outside one.
         fa_per_10k: false-alarm budget of the detector, per 10,000 steps.
         intervention: started when an alarm stands: a listed name, or an `Intervention`.
@@ -70,7 +71,7 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         on_record: Callable[[StepRecord, Sequence[Alarm], Sequence[Applied]], None] | None = None,
     ) -> None:
         self._logdir, self._name, self._config = Path(logdir), name, config
-        self._format_name, self._format = chat_format, format_named(chat_format)
+        self._format = format_named(chat_format)
         self._fa_per_10k, self._keep_text, self._on_record = fa_per_10k, keep_text, on_record
         act = resolve(INTERVENTIONS, intervention, "intervention")() if isinstance(intervention, str) else intervention
         self._supervisor = None if act is None else Supervisor(act, cooldown)
@@ -86,7 +87,11 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Attach; whatever is misconfigured fails here, before step 1."""
-        self.attach(self._trainer or _calling_trainer(self))
+        trainer = _calling_trainer(self)
+        if trainer is not self._trainer:  # one whose training raised, and was caught, never said its end
+            self.close("interrupted")
+        self._seen.clear()  # of a step that a first try (`auto_find_batch_size`) did not finish
+        self.attach(trainer)
 
     def attach(self, trainer: Any) -> None:
         """Hook into a live `GRPOTrainer` (done by itself when training starts)."""
@@ -99,24 +104,42 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         self._tokenizer = tokenizer
         name = self._name or f"{Path(args.output_dir).name}-{time.strftime('%Y%m%d-%H%M%S')}"
         self._training = Training(trainer, self._expert, accelerator.process_index, accelerator.num_processes)
-        if self._supervisor is not None:
+        if (before := self._supervisor) is not None:  # what it knows is of an earlier training
+            self._supervisor = Supervisor(before.intervention, before.cooldown)
             self._supervisor.intervention.check(self._training)
         fp32_head = bool(getattr(args, "cast_lm_head_to_fp32", False))
         self._probe = ControlProbe(
             trainer.model, self._bound.ids.tolist(), trainer.temperature, fp32_head, lambda: self._guard("probe")
         )
         self._ledger = Ledger(self._training, len(self._bound.ids), tokenizer.pad_token_id)
-        rank, steps = accelerator.process_index, args.max_steps if args.max_steps > 0 else None
+        rank, steps = accelerator.process_index, max(trainer.state.max_steps, args.max_steps, 0) or None
         try:
             self.monitor = Monitor(self._logdir / name, rank, self._fa_per_10k, self._config, steps)
         except BaseException:
             self._probe.close()
             raise
         self._undo.append(self._probe.close)
+        if trainer.state.global_step:
+            self._go_on(trainer.state.global_step)
         self._after("_calculate_rewards", self._ledger.take_rewards)
         self._after("_generate_and_score_completions", self._ledger.number_rows)
         self._after("compute_loss", self._take_probe)
         atexit.register(self._at_exit)
+
+    def _go_on(self, step: int) -> None:
+        """A resumed training: detection as it stood at `step`, on every rank alike."""
+        assert self.monitor is not None
+        standing: Alarm | None = None
+        if self._training.rank == 0:  # the only one that is sure to see the folder
+            with self._guard("resume"):
+                standing = self.monitor.go_on(step)
+        if self._training.ranks > 1:
+            told: list[Any] = [self.monitor.state_dict(), standing]
+            broadcast_object_list(told)
+            state, standing = told
+            self.monitor.load_state_dict(state)
+        if self._supervisor is not None:
+            self._supervisor.alarm = standing
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -121,7 +121,7 @@ class Reader:
         self.con = connect(self.db, writable=False)
         self.con.execute("CREATE SCHEMA tail")
         self.con.execute(f"USE memory.tail; {SCHEMA}; USE memory.main")
-        self._viewed = False
+        self._viewed = self._tailed = False
 
     @contextmanager
     def reading(self, tail: bool, timeout: float) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -153,9 +153,11 @@ class Reader:
         return self.con
 
     def _read_tail(self) -> None:
-        for table in arrow_schemas():
-            self.con.execute(f'TRUNCATE tail."{table}"')
         paths = segments(self.run_dir)
+        if self._tailed:
+            for table in arrow_schemas():
+                self.con.execute(f'TRUNCATE tail."{table}"')
+        self._tailed = bool(paths)
         offsets = dict(self.con.execute("SELECT file, offset_bytes FROM d._offsets").fetchall()) if paths else {}
         for path in paths:
             try:

@@ -47,30 +47,31 @@ class Journal:
     def __init__(self, run_dir: Path, rank: int = 0, segment_bytes: int = SEGMENT_BYTES) -> None:
         self.rank = rank
         self.folder = run_dir / "journal"
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._segment_bytes = segment_bytes
         self._fd: int | None = None
-        self._lock: int | None = _lock(self.folder / f"r{rank:05d}.lock")
-        try:
-            self._open()
-        except OSError:
-            self.close()
-            raise
+        self._lock: int | None = None
+        self._begin()
 
     def write(self, batches: Sequence[tuple[str, Any]]) -> None:
         """Append record batches, each with its table's name, and a commit frame: all of it is kept, or none.
 
         Raises:
-            OSError: nothing was written (the disk is full); the same call may be tried again.
+            OSError: nothing was written (the disk is full, the folder was removed); the same call may be tried
+                again, and makes the folder anew.
             ValueError: a batch is larger than `MAX_PAYLOAD` bytes.
         """
         if not batches:
             return
         frames = [_frame(BATCH, _to_ipc(table, batch)) for table, batch in batches]
         data = memoryview(b"".join([*frames, _frame(COMMIT, b"")]))
-        if self._fd is None or self._size >= self._segment_bytes:
+        if self._lock is None:
+            self._begin()
+        elif self._fd is None or self._size >= self._segment_bytes:
             self._open()
         assert self._fd is not None
+        if os.fstat(self._fd).st_nlink == 0:  # writing would succeed, and nobody would ever read it
+            self.close()
+            raise FileNotFoundError("the journal was removed; what is recorded from now on is kept in a new one")
         sent = 0
         try:
             while sent < len(data):
@@ -86,6 +87,15 @@ class Journal:
             if fd is not None:
                 os.close(fd)
         self._fd = self._lock = None
+
+    def _begin(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self.folder / f"r{self.rank:05d}.lock")
+        try:
+            self._open()
+        except OSError:
+            self.close()
+            raise
 
     def _open(self) -> None:
         # Names are never used twice, for the database remembers offsets by name; and they sort by age even
@@ -156,7 +166,13 @@ def live_ranks(run_dir: Path) -> set[int]:
     """The ranks whose process is alive and writing; a file system that cannot tell counts as alive."""
     live = set()
     for path in (run_dir / "journal").glob("r*.lock"):
-        fd = os.open(path, os.O_RDONLY)
+        try:
+            fd = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:  # the run was removed meanwhile
+            continue
+        except OSError:  # somebody else's
+            live.add(int(path.stem[1:]))
+            continue
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:

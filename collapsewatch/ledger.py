@@ -42,12 +42,13 @@ class Ledger:
 
     def number_rows(self, result: dict[str, Any], inputs: Sequence[PromptRow], **kwargs: Any) -> None:
         """Give each generated rollout a number that survives shuffle and split."""
-        if not self._training.trainer.model.training or self._rewards is None:
+        scored, self._rewards = self._rewards, None  # those of this generation, never of an earlier one
+        if not self._training.trainer.model.training or scored is None:
             return
         size = len(inputs)
         numbers = list(itertools.islice(self._numbers, size))
         first = self._training.rank * size
-        rewards = self._rewards[first : first + size].tolist()
+        rewards = scored[first : first + size].tolist()
         generations = self._training.trainer.num_generations
         base = numbers[0] * self._training.ranks
         for i, (number, row) in enumerate(zip(numbers, inputs, strict=True)):
@@ -59,7 +60,10 @@ class Ledger:
             }
         ids = result["completion_ids"]
         result[UID] = torch.tensor(numbers, device=ids.device)
-        for stale in [n for n in self._known if n < numbers[0] - 64 * size]:
+        # A step spans no more generations before this one; older rows go, for a row may hold images.
+        args = self._training.trainer.args
+        spanned = args.gradient_accumulation_steps // args.steps_per_generation + 1
+        for stale in [n for n in self._known if n < numbers[0] - spanned * size]:
             del self._known[stale]
 
     def rollouts(self, seen: Sequence[Seen]) -> Rollouts:

@@ -84,6 +84,7 @@ class Merger:
     def _connection(self) -> duckdb.DuckDBPyConnection:
         con = self._con = self._con or connect(self.db, writable=True)
         if not self.db.exists():
+            self._prepared = False  # the run was removed under us
             # Made aside and linked into place: a process killed here leaves no half-made run.duckdb, and two
             # that race do not overwrite each other.
             draft = self.run_dir / f".run.duckdb.{os.getpid()}"

@@ -11,13 +11,15 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from .detectors import FA_PER_10K, Detection, build
-from .records import Alarm, Applied, Event, StepRecord
+from .queries import open_run
+from .records import Alarm, Applied, Event, StepRecord, Tier
 from .store import Store
+from .verdict import judged
 
 _log = logging.getLogger(__name__)
 
@@ -92,6 +94,22 @@ class Monitor:
         with self.guard("store"):
             self.store.log_event(Event(self.last_step, time.time(), name, detail))
 
+    def go_on(self, step: int) -> Alarm | None:
+        """Judge again what an earlier session of this run recorded up to `step`: a resumed training goes on from there.
+
+        Returns the alarm that stands at that step, if one does. Steps recorded beyond it are taken again.
+
+        Raises:
+            RunError: the run cannot be read.
+        """
+        standing, self.last_step = None, step
+        with closing(open_run(self.store.run_dir)) as run:
+            records = (record for record in run.records() if record.step <= step)
+            events = [event for event in run.events() if event.step <= step]
+            for _, alarms in judged(self.detection, records, events):
+                standing = next((alarm for alarm in alarms if alarm.tier is Tier.ALARM), standing)
+        return standing if self.state != "ok" else None
+
     def mark(self, name: str) -> None:
         """An announced change (curriculum, learning-rate switch): baselines start again. Never raises."""
         with self.guard("detection"):
@@ -124,7 +142,7 @@ class Monitor:
         self._open = False
         with self.guard("store"):
             self.store.flush()  # what its thread could not keep shows only then
-            self.faults += Counter(store=self.store.dropped)
+            self.faults += Counter(store=max(self.store.dropped, sum(self.store.faults.values())))
         faults = ", ".join(f"{stage} {count}" for stage, count in sorted(self.faults.items()))
         self.event(status, detail or (f"faults: {faults}" if faults else ""))
         with self.guard("store"):

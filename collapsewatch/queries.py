@@ -220,7 +220,7 @@ class Run:
                     yield con
             except DatabaseLocked as error:
                 raise RunError(f"run: got {self.path}, locked ({error}), expected it free; try again") from error
-            except (duckdb.Error, StoreError) as error:
+            except (duckdb.Error, StoreError, OSError) as error:
                 raise RunError(f"run: got {self.path} ({first_line(error)}), expected a sound run") from error
 
 

@@ -151,7 +151,8 @@ def _files(root: Path, own: Sequence[Path]) -> Iterable[Path]:
     if root.is_file():
         return [root]
     inside = {p.resolve() for p in own}
-    found = (p for p in root.rglob("*") if p.is_file() and not p.name.startswith("."))
+    found = (p for p in root.rglob("*") if p.is_file())
+    found = (p for p in found if not any(part.startswith(".") for part in p.relative_to(root).parts))
     return sorted(p for p in found if not inside & set(p.resolve().parents))
 
 
@@ -177,6 +178,8 @@ def _own_run(path: Path, fa_per_10k: float | None) -> RunReport:
 def _foreign(path: Path, format: str, fa_per_10k: float, named: bool) -> list[RunReport]:
     try:
         importer = importers.find(path, format)
+        if importer is not None and not named and importer.superseded(path):
+            return []
         if importer is not None:
             return [_imported(run, fa_per_10k) for run in importer.read(path)]
     except UnknownPlugin:

@@ -137,6 +137,9 @@ class Store:
             self._changed.notify_all()
         self._thread.join(timeout + 1.0)
         atexit.unregister(self.close)
+        if left := self._accepted - self._written:
+            self.dropped += left
+            _log.warning("run %s: %d records could not be stored", self.run_dir, left)
 
     def _put(self, item: Item) -> None:
         with self._changed:

@@ -17,6 +17,7 @@ class Supervisor:
 
     Never blind for longer than 10 steps, by default: in a simulated closed loop a cool-down of 10 cost 3
     broken steps a run, one of 50 cost 53. Hysteresis is the alarm's own: it clears after good steps.
+    `alarm` is the last one; a training that is resumed during an alarm begins with it.
     """
 
     schedule = "triggered"
@@ -25,7 +26,7 @@ class Supervisor:
         if cooldown < 1:
             raise ValueError(f"cooldown: got {cooldown}, expected at least 1 step")
         self.intervention, self.cooldown = intervention, cooldown
-        self._alarm: Alarm | None = None
+        self.alarm: Alarm | None = None
         self._last = 0
         self._before: dict[str, float] = {}
 
@@ -41,14 +42,14 @@ class Supervisor:
         if self._before:
             yield self._effect(record)
         self.intervention.observe(record.step, failed, training)
-        self._alarm = next((alarm for alarm in alarms if alarm.tier is Tier.ALARM), self._alarm)
+        self.alarm = next((alarm for alarm in alarms if alarm.tier is Tier.ALARM), self.alarm)
         standing = state in (Tier.ALARM, Tier.HOLD)
-        if not standing or self._alarm is None or (self._last and record.step - self._last < self.cooldown):
+        if not standing or self.alarm is None or (self._last and record.step - self._last < self.cooldown):
             return
         self._last = record.step
         status, detail = self._apply(record.step, training)
         if status == "applied":
-            names = {"parse_failure", *(driver.stream for driver in self._alarm.drivers)}
+            names = {"parse_failure", *(driver.stream for driver in self.alarm.drivers)}
             self._before = {o.stream: o.value for o in record.observations if o.stream in names}
             self._before["reward"] = record.metrics.get("reward", float("nan"))
             detail = {**detail, "before": self._before}
@@ -73,5 +74,5 @@ class Supervisor:
         return self._row(record.step, "effect", {"applied_step": self._last, "streams": changed})
 
     def _row(self, step: int, status: str, detail: dict[str, Any]) -> Applied:
-        trigger = self._alarm.step if self._alarm is not None else 0
+        trigger = self.alarm.step if self.alarm is not None else 0
         return Applied(step, self.intervention.name, self.schedule, trigger, status, detail)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import exp, isfinite, sqrt
 from statistics import fmean, median, pvariance
@@ -43,14 +43,9 @@ class Trace:
 def replay(records: Iterable[StepRecord], events: Iterable[Event] = (), fa_per_10k: float = FA_PER_10K) -> Trace:
     """Read a run from its start with the monitor's own detection; stored alarms are not looked at."""
     detection = Detection(build(fa_per_10k=fa_per_10k))
-    marks = sorted((e for e in events if e.name == "mark"), key=lambda e: e.step)
     trace = Trace()
-    for record in records:
-        # A mark carries the step of the last record before it: it acts on what comes after.
-        while marks and marks[0].step < record.step:
-            mark = marks.pop(0)
-            detection.mark_event(mark.step, mark.detail)
-        for alarm in detection.update(record)[0]:
+    for record, alarms in judged(detection, records, events):
+        for alarm in alarms:
             trace.alarms.append(alarm)
             if alarm.tier is Tier.ALARM:
                 trace.movers[alarm.step] = detection.first_mover()
@@ -68,6 +63,24 @@ def replay(records: Iterable[StepRecord], events: Iterable[Event] = (), fa_per_1
         if BAD_OUTCOMES & levels.keys():
             trace.failure.append(_failure_rate(levels))
     return trace
+
+
+def judged(
+    detection: Detection, records: Iterable[StepRecord], events: Iterable[Event]
+) -> Iterator[tuple[StepRecord, list[Alarm]]]:
+    """Each record with the alarm rows it raises; marks among the events act where they acted live."""
+    marks = deque(sorted((e for e in events if e.name == "mark"), key=lambda e: e.step))
+    for record in records:
+        # A mark carries the step of the last record before it: it acts on what comes after.
+        while marks and marks[0].step < record.step:
+            _mark(detection, marks.popleft())
+        yield record, detection.update(record)[0]
+    for mark in marks:
+        _mark(detection, mark)
+
+
+def _mark(detection: Detection, mark: Event) -> None:
+    detection.mark_event(mark.step, mark.detail)
 
 
 def _failure_rate(levels: dict[str, float]) -> float:

@@ -81,6 +81,7 @@ class RunFeed:
         self.status = "running"
         self.error = ""
         self.first_step: int | None = None
+        self.first_time: float | None = None
         self.last_step: int | None = None
         self.last_time: float | None = None
         self.max_steps: int | None = None
@@ -118,11 +119,19 @@ class RunFeed:
                 rows, self._seen[table] = self._run.since(table, self._seen.get(table, 0))
                 for row in _records(rows):
                     take(self, row)
-        except RunError as error:
+        except (RunError, OSError) as error:  # OSError: removed just now, or not ours to read
             self.error = plain(error)
+            self._close()
             return
+        if self.status != LIVE:  # a reader is several threads and megabytes, and most runs of a folder are over
+            self._close()
         self.error = ""
         self._stamp = stamp
+
+    def _close(self) -> None:
+        if self._run is not None:
+            self._run.close()
+        self._run = None
 
     def _add(self, trace: str, step: int, value: float, text: str) -> None:
         # A resumed run logs a step again: the line breaks there instead of running back across the panel.
@@ -138,7 +147,7 @@ class RunFeed:
         if self.last_time is not None and row["time"] > self.last_time:
             self._gaps.append(row["time"] - self.last_time)
         if self.first_step is None:
-            self.first_step = row["step"]
+            self.first_step, self.first_time = row["step"], row["time"]
         self.last_step, self.last_time = row["step"], row["time"]
 
     def _metric(self, row: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from collapsewatch.callback import CollapseCallback
+from collapsewatch.detectors import Detection, build
 from collapsewatch.queries import open_run
 from collapsewatch.store import StoreError
 
@@ -29,7 +31,13 @@ def checksum(completion_ids: list[list[int]], **_: Any) -> list[float]:
 
 
 def train(
-    tmp_path: Path, model_path: Path, tokenizer: Any, *callbacks: Any, reward: Any = checksum, **overrides: Any
+    tmp_path: Path,
+    model_path: Path,
+    tokenizer: Any,
+    *callbacks: Any,
+    reward: Any = checksum,
+    resume: bool = False,
+    **overrides: Any,
 ) -> GRPOTrainer:
     settings = {
         "output_dir": str(tmp_path / "out"),
@@ -52,11 +60,12 @@ def train(
         reward_funcs=reward,
         args=GRPOConfig(**{**settings, **overrides}),
         train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS]),
+        eval_dataset=Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS[:2]]),
         processing_class=tokenizer,
         callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     return trainer
 
 
@@ -96,6 +105,8 @@ def test_the_weights_are_those_of_the_unwatched_run(
         {"gradient_accumulation_steps": 2},
         {"gradient_accumulation_steps": 2, "num_iterations": 2, "max_steps": 4},
         {"steps_per_generation": 2, "max_steps": 4, "beta": 0.1},
+        {"steps_per_generation": 1, "gradient_accumulation_steps": 3},
+        {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 8},
         {"loss_type": "grpo", "temperature": 0.7},
         {"loss_type": "bnpo", "gradient_checkpointing": True},
         {"loss_type": "dr_grpo", "scale_rewards": "none"},
@@ -139,6 +150,34 @@ def test_rows_of_one_generation_are_seen_again_in_the_next_iteration(
     train(tmp_path, model_path, tokenizer, CollapseCallback(tmp_path, "run"), num_iterations=2, max_steps=4)
     numbers = [sorted(row.rollout for row in r.rollouts) for r in open_run(tmp_path / "run").records(detail=True)]
     assert numbers == [[*range(8)], [*range(8)], [*range(8, 16)], [*range(8, 16)]]
+
+
+def test_a_resumed_training_goes_on_in_its_record(tmp_path: Path, model_path: Path, tokenizer: Any) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 2}
+    train(tmp_path, model_path, tokenizer, CollapseCallback(tmp_path, "run"), max_steps=3, **settings)
+    shutil.rmtree(tmp_path / "out" / "checkpoint-3")  # as if killed after step 3
+    callback = CollapseCallback(tmp_path, "run")
+    train(tmp_path, model_path, tokenizer, callback, max_steps=5, resume=True, **settings)
+    assert callback.monitor is not None and not callback.monitor.faults
+    run = open_run(tmp_path / "run")
+    records = list(run.records())
+    assert [record.step for record in records] == [1, 2, 3, 4, 5] and run.status() == "finished"
+    assert run.query("SELECT count(*) FROM steps").rows == [(6,)]  # step 3 twice
+    detection = Detection(build())
+    for record in records:
+        detection.update(record)
+    assert callback.monitor.state_dict() == detection.state_dict()
+
+
+def test_one_callback_watches_one_training_after_another(tmp_path: Path, model_path: Path, tokenizer: Any) -> None:
+    callback = CollapseCallback(tmp_path, "one")
+    with pytest.raises(RuntimeError, match="torn"):  # caught by the user, who tries again
+        train(tmp_path, model_path, tokenizer, callback, reward=raising("reward"))
+    callback._name = "two"
+    trainer = train(tmp_path, model_path, tokenizer, callback, max_steps=8)
+    assert [open_run(tmp_path / name).status() for name in ("one", "two")] == ["interrupted", "finished"]
+    assert open_run(tmp_path / "two").last_step() == trainer.state.global_step == 8
+    assert len(callback._ledger._known) == 24  # this generation and two more, however many there were
 
 
 def test_expected_and_sampled_emissions_agree(tmp_path: Path, model_path: Path, tokenizer: Any) -> None:

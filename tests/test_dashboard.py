@@ -277,6 +277,28 @@ def test_runs_appear_and_can_be_picked(tmp_path: Path) -> None:
     assert len(body) == 1 and set(cursor["points"]) == {"a"}
 
 
+def test_of_many_live_runs_the_page_keeps_showing_the_same(tmp_path: Path) -> None:
+    feed = seen(tmp_path)
+    for i, name in enumerate("abcdef"):
+        run = feed.runs[name] = RunFeed(name, tmp_path / name)
+        run.first_time, run.last_time, run.status = 100.0 + i, 200.0 + i, "running"
+    feed.runs["f"].status = "finished"
+    assert list(shown_runs(feed, [])) == ["b", "c", "d", "e"]  # live ones first
+    feed.runs["a"].last_time = 900.0
+    assert list(shown_runs(feed, [])) == ["b", "c", "d", "e"]
+
+
+def test_a_run_that_is_over_holds_no_reader(tmp_path: Path) -> None:
+    write_run(tmp_path / "over")
+    store = Store(tmp_path / "live")
+    write(store, 1, 3)
+    feed = seen(tmp_path)
+    assert feed.runs["over"]._run is None and feed.runs["live"]._run is not None
+    store.close()
+    look_again(feed)
+    assert feed.runs["live"]._run is None
+
+
 def test_a_broken_store_does_not_hide_the_others(tmp_path: Path) -> None:
     write_run(tmp_path / "good")
     (tmp_path / "bad").mkdir()

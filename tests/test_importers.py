@@ -16,6 +16,7 @@ from collapsewatch.importers.trainer_state import TrainerState
 from collapsewatch.importers.transcripts import Transcripts
 from collapsewatch.importers.trl_console import TrlConsole
 from collapsewatch.plugins import resolve
+from collapsewatch.report import analyze
 
 LOGS = Path(__file__).parents[2] / "shared" / "data" / "logs"
 CALL = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
@@ -62,6 +63,18 @@ def test_trainer_state_gives_metrics_under_trl_names_and_truncation_as_a_stream(
     assert first.metrics["completions/mean_length"] == 30.0 and "completion_length" not in first.metrics
     assert last.metrics["reward"] == 0.75 and last.metrics["entropy"] == 0.0015 and "loss" not in last.metrics
     assert [(o.stream, o.value, o.n) for o in last.observations] == [("truncated", 1.0, 1)]
+
+
+def test_of_a_run_s_checkpoints_the_last_is_read_unless_one_is_named(tmp_path: Path) -> None:
+    paths = {}
+    for step in (9, 10, 100):
+        rows = [{"step": s, "reward": 0.5} for s in range(1, step + 1)]
+        paths[step] = state(tmp_path / "my_run" / f"checkpoint-{step}" / "trainer_state.json", rows)
+    state(tmp_path / ".cache" / "trainer_state.json", [{"step": 1, "reward": 0.5}])
+    assert [report.steps for report in analyze(tmp_path)] == [(1, 100, 100)]
+    assert [report.steps for report in analyze(paths[9])] == [(1, 9, 9)]
+    state(tmp_path / "my_run" / "trainer_state.json", [{"step": s, "reward": 0.5} for s in range(1, 121)])
+    assert [report.steps for report in analyze(tmp_path)] == [(1, 120, 120)]
 
 
 def test_a_new_name_wins_over_the_old_one_beside_it() -> None:

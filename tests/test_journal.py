@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import struct
 import tempfile
 import zlib
@@ -181,3 +182,16 @@ def test_a_dead_segment_is_removed_but_never_unread_bytes(tmp_path: Path) -> Non
     os.rename(torn, path)
     discard(path, sizes[2])
     assert not path.exists() and not torn.exists()
+
+
+def test_a_removed_journal_is_said_and_begun_anew(tmp_path: Path) -> None:
+    writer = Journal(tmp_path / "run")
+    writer.write([("steps", batch(1.0))])
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(FileNotFoundError, match="removed"):
+        writer.write([("steps", batch(2.0))])
+    assert live_ranks(tmp_path / "run") == set()
+    writer.write([("steps", batch(2.0))])
+    (path,) = segments(tmp_path / "run")
+    assert content(path) == {"steps": [2.0]} and live_ranks(tmp_path / "run") == {0}
+    writer.close()

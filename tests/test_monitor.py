@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,26 @@ def test_live_alarms_are_those_of_a_replay_bit_for_bit(tmp_path: Path, seed: int
     stored = run.query("SELECT step, detector, log_e, log_bound FROM evidence WHERE stream = ''").rows
     assert len(stored) == len(evidence) and set(stored) == set(evidence)
     assert run.status() == "finished" and json.loads(run.events()[0].detail) == {"max_steps": 60, "fa_per_10k": 20.0}
+
+
+@pytest.mark.parametrize("cut", [25, 30, 45])
+def test_a_resumed_run_is_judged_as_if_it_had_never_stopped(tmp_path: Path, cut: int) -> None:
+    records = run_of(1)
+    for name, upto in (("whole", 60), ("cut", min(cut + 5, 60))):  # the first session went beyond its checkpoint
+        monitor = Monitor(tmp_path / name, fa_per_10k=FA_PER_10K)
+        for record in records[:upto]:
+            monitor.log(record)
+            if record.step == 20:
+                monitor.mark("lr")
+        monitor.close()
+    whole = open_run(tmp_path / "whole")
+    monitor = Monitor(tmp_path / "cut", fa_per_10k=FA_PER_10K)
+    standing = monitor.go_on(cut)
+    raised = [alarm for alarm in whole.alarms() if alarm.tier is Tier.ALARM and alarm.step <= cut]
+    assert standing == (raised[-1] if raised else None) and bool(raised) == (cut == 45)
+    alarms = [alarm for record in records[cut:] for alarm in monitor.log(record)]
+    assert alarms == [alarm for alarm in whole.alarms() if alarm.step > cut]
+    monitor.close()
 
 
 @pytest.mark.parametrize("cut", [1, 25, 41, 45])
@@ -141,6 +162,17 @@ def test_a_store_that_fails_altogether_raises_nothing(tmp_path: Path, monkeypatc
     assert monitor.faults["store"] >= 60
     # Judging goes on without it.
     assert alarms[0].tier is Tier.ALARM and alarms[0].step >= 40
+
+
+def test_a_run_that_was_removed_says_so_at_its_end(tmp_path: Path) -> None:
+    monitor = Monitor(tmp_path / "run")
+    assert monitor.store.flush(timeout=30)
+    shutil.rmtree(tmp_path / "run")
+    monitor.event("mark")
+    assert monitor.store.flush(timeout=30)
+    monitor.close()
+    events = [(event.name, event.detail.split(" ")[:2]) for event in open_run(tmp_path / "run").events()]
+    assert events == [("mark", [""]), ("finished", ["faults:", "store"])]
 
 
 def test_a_mark_starts_baselines_again_and_is_kept(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -322,6 +323,39 @@ def test_a_full_disk_stops_neither_training_nor_loses_what_the_queue_holds(tmp_p
     assert err.count("storing failed, training goes on") == 1
     run = open_run(tmp_path)
     assert [item.step for item in run.records()] == list(range(51))
+    run.close()
+
+
+DISK_STAYS_FULL = """
+import resource, sys
+from collapsewatch.records import StepRecord
+from collapsewatch.store import Store
+store = Store(sys.argv[1], flush_s=0.01, merge_s=0.02)
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+for step in range(1, 8):
+    store.log_step(StepRecord(step, 0.0, {"a": 0.0}))
+store.close(timeout=0.2)
+print(store.dropped)
+"""
+
+
+def test_what_a_full_disk_never_took_is_counted_and_said(tmp_path: Path) -> None:
+    out, err = python(DISK_STAYS_FULL, tmp_path).communicate()
+    assert int(out) == 7 and "7 records could not be stored" in err
+
+
+def test_a_run_removed_under_the_store_is_said_and_begun_anew(tmp_path: Path) -> None:
+    store = Store(tmp_path / "run", flush_s=0.01, merge_s=0.02)
+    store.log_step(record(1))
+    assert store.flush(timeout=30)
+    shutil.rmtree(tmp_path / "run")
+    for step in (2, 3):
+        store.log_step(record(step))
+    assert store.flush(timeout=30)
+    store.close()
+    assert any("removed" in message for message in store.faults) and store.dropped == 0
+    run = open_run(tmp_path / "run")
+    assert list(run.records()) == [record(2), record(3)] and segments(tmp_path / "run") == []
     run.close()
 
 

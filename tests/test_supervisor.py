@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -287,6 +288,21 @@ def test_erroneous_needs_an_expert_and_failed_prompts() -> None:
     erroneous.observe(3, [], training)  # out of the window
     with pytest.raises(NotApplicable, match="no prompt failed"):
         erroneous.apply(3, training)
+
+
+def test_a_second_training_is_not_warmed_up_from_a_step_of_the_first() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(get_warmup_steps=lambda steps: 0),
+        state=SimpleNamespace(max_steps=200),
+        lr_scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),
+        optimizer=optimizer,
+    )
+    erroneous, training = Erroneous(), Training(trainer, lambda rows: [])
+    erroneous._applied = 100
+    erroneous.check(training)
+    erroneous.observe(1, [], training)
+    assert optimizer.param_groups[0]["lr"] == 0.5
 
 
 # -- two ranks ---------------------------------------------------------------------------------------------

@@ -19,7 +19,12 @@ _UNLIMITED = 1e9  # finite, so that the state stays plain JSON
 
 
 class SelfStartingBaseline:
-    """Per stream a local level of `x = log(y + floor)`: Huber-clipped, creep-limited, gated by evidence.
+    """Per stream a local mean of `y`: Huber-clipped, creep-limited, gated by evidence.
+
+    What counts as a freak is decided on `x = log(y + floor)`, whose level and scale are learned beside it. The
+    baseline itself is the arithmetic mean, because the null is about a mean: a hazard that is near zero on most
+    steps and 0.05 on some has a level ten times below its mean, and would alarm for ever (measured: three of
+    four healthy runs of the tiny model, docs/measurements.md).
 
     All columns are (S,) arrays; `grow` appends streams.
     """
@@ -27,6 +32,8 @@ class SelfStartingBaseline:
     def __init__(self) -> None:
         self.count = np.zeros(0, dtype=np.int64)
         self.level = np.zeros(0)
+        self.mean = np.zeros(0)
+        self.mean_low = np.zeros(0)
         self.scale = np.zeros(0)
         self.low = np.zeros(0)
         self.cap = np.zeros(0)
@@ -40,6 +47,8 @@ class SelfStartingBaseline:
         self.gated = np.concatenate([self.gated, np.zeros(k, dtype=np.int64)])
         self.level = np.concatenate([self.level, np.zeros(k)])
         self.low = np.concatenate([self.low, np.zeros(k)])
+        self.mean = np.concatenate([self.mean, np.zeros(k)])
+        self.mean_low = np.concatenate([self.mean_low, np.zeros(k)])
         self.scale = np.concatenate([self.scale, np.full(k, SCALE_START)])
         self.cap = np.concatenate([self.cap, np.full(k, _UNLIMITED)])
         self.floor = np.concatenate([self.floor, np.array(floors)])
@@ -50,8 +59,7 @@ class SelfStartingBaseline:
 
     def values(self) -> np.ndarray:
         """The baselines in the unit of the values, (S,); 0 where there is none yet."""
-        known = np.where(self.count > 0, np.exp(self.level) - self.floor, 0.0)
-        return np.maximum(known, 0.0)
+        return np.where(self.count > 0, np.maximum(self.mean, 0.0), 0.0)
 
     def update(self, at: np.ndarray, y: np.ndarray, suspect: np.ndarray) -> None:
         """Learn `y` (P,) of the streams `at` (P,), except where `suspect` (P,) bool holds the gate shut."""
@@ -68,15 +76,29 @@ class SelfStartingBaseline:
         settled = self.count[i] > FREE
         ceiling = np.where(settled, self.low[i] + CREEP + SLACK * self.scale[i], self.cap[i])
         level = np.minimum(level, ceiling)
+        self._learn_mean(i, y[learn], gain, first, settled)
         # 1.25 turns a mean absolute deviation into a standard one; a first value says nothing of spread.
         spread = self.scale[i] + np.where(first, 0.0, gain * (1.25 * np.abs(step) - self.scale[i]))
         self.scale[i] = np.clip(spread, SCALE_MIN, SCALE_MAX)
         self.low[i] = np.where(settled, np.minimum(self.low[i] + CREEP, level), level)
         self.level[i] = level
 
+    def _learn_mean(
+        self, i: np.ndarray, y: np.ndarray, gain: np.ndarray, first: np.ndarray, settled: np.ndarray
+    ) -> None:
+        """The arithmetic mean of `y` (P,) of the streams `i` (P,), under the limits of the level."""
+        floor = self.floor[i]
+        freak = np.exp(self.level[i] + HUBER * SCALE_MAX) - floor
+        mean = np.where(first, y, self.mean[i] + gain * (np.minimum(y, freak) - self.mean[i]))
+        log_mean = np.log(mean + floor)
+        ceiling = np.where(settled, self.mean_low[i] + CREEP + SLACK * self.scale[i], self.cap[i])
+        log_mean = np.minimum(log_mean, ceiling)
+        self.mean_low[i] = np.where(settled, np.minimum(self.mean_low[i] + CREEP, log_mean), log_mean)
+        self.mean[i] = np.exp(log_mean) - floor
+
     def restart(self) -> None:
         """Start again after an announced event; the new baseline may lie `EVENT_RISE` above the old one."""
-        self.cap = np.where(self.count > 0, self.level + EVENT_RISE, self.cap)
+        self.cap = np.where(self.count > 0, np.log(self.mean + self.floor) + EVENT_RISE, self.cap)
         self.count[:] = 0
         self.gated[:] = 0
         self.scale[:] = SCALE_START

@@ -43,7 +43,8 @@ class HealthCheck(Detector):
             if o.stream not in BAD_OUTCOMES or not isfinite(o.value):
                 continue
             seen = self.values.setdefault(o.stream, [])
-            seen.append(o.value)
+            if len(seen) <= self.last:  # one more than counts: where a stream is rare, the others wait for it
+                seen.append(o.value)
             if self.first <= len(seen) <= self.last and median(seen) > 0:
                 found[o.stream] = median(seen)
         if self.values and all(len(v) >= self.last for v in self.values.values()):

@@ -43,6 +43,10 @@ class Importer(ABC):
     def sniff(self, path: Path) -> bool:
         """Is this file one of ours? Reads its beginning at most, and never raises on its contents."""
 
+    def superseded(self, path: Path) -> bool:
+        """Does another file beside it hold all of this one? Then a folder is read without it."""
+        return False
+
     @abstractmethod
     def read(self, path: Path) -> list[Imported]:
         """The runs in the file.

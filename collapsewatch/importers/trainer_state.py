@@ -26,6 +26,14 @@ class TrainerState(Importer):
             head = file.read(_HEAD)
         return '"log_history"' in head or (head.lstrip()[:1] == "[" and '"reward"' in head and '"step"' in head)
 
+    def superseded(self, path: Path) -> bool:
+        """A checkpoint's log begins with that of every earlier checkpoint of its run."""
+        run, step = path.parent.parent, _checkpoint(path.parent)
+        if step is None:
+            return False
+        later = (_checkpoint(folder) for folder in run.iterdir() if (folder / path.name).is_file())
+        return (run / path.name).is_file() or any(other is not None and other > step for other in later)
+
     def read(self, path: Path) -> list[Imported]:
         try:
             state: Any = json.loads(path.read_text(encoding="utf-8", errors="replace"))
@@ -48,4 +56,10 @@ class TrainerState(Importer):
 def _name(path: Path) -> str:
     """The folder of the run: a checkpoint's parent says more than `checkpoint-200`."""
     folder = path.resolve().parent
-    return folder.parent.name if folder.name.startswith("checkpoint-") else folder.name
+    return folder.name if _checkpoint(folder) is None else folder.parent.name
+
+
+def _checkpoint(folder: Path) -> int | None:
+    """The step of a `checkpoint-N` folder."""
+    name, _, step = folder.name.rpartition("-")
+    return int(step) if name == "checkpoint" and step.isdecimal() else None

@@ -16,6 +16,7 @@ from ..structure import Reason, classify
 from .base import Imported, Importer, ImportFailed, number
 
 _KNOWN = frozenset({"text", "model", "step", "turn", "dialogue", "stop"})
+_LONGEST = 4_000_000  # characters of a line that are read to tell what it is
 _STOPS: dict[str, Stop] = {"eos": "eos", "stop": "eos", "length": "length"}
 
 
@@ -37,7 +38,7 @@ class Transcripts(Importer):
         if path.suffix != ".jsonl":
             return False
         with path.open(encoding="utf-8", errors="replace") as file:
-            line = next((x for x in file if x.strip()), "")
+            line = next((x for x in iter(lambda: file.readline(_LONGEST), "") if x.strip()), "")
         try:
             row = json.loads(line)
         except ValueError:

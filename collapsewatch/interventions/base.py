@@ -35,7 +35,7 @@ class Intervention(ABC):
     name: ClassVar[str]
 
     def check(self, training: Training) -> None:  # noqa: B027 (a hook: doing nothing is right for most)
-        """Fail before step 1 if the training cannot be helped this way (raise ValueError)."""
+        """Called as a training begins: fail if it cannot be helped this way (raise ValueError)."""
 
     def observe(self, step: int, failed: Sequence[PromptRow], training: Training) -> None:  # noqa: B027 (as above)
         """Called at the end of every step with the prompts that at least one rollout failed."""

@@ -53,6 +53,10 @@ class Erroneous(Intervention):
             )
         if getattr(training.trainer, "is_deepspeed_enabled", False):  # its backward already steps the engine
             raise ValueError("intervention erroneous: got DeepSpeed, expected plain, DDP or FSDP training")
+        # What an earlier training left is of other parameters and other steps: a warm-up from a step that lies
+        # ahead would turn the learning rate negative.
+        self._failed.clear()
+        self._optimizer = self._applied = None
 
     def observe(self, step: int, failed: Sequence[PromptRow], training: Training) -> None:
         self._failed.append(list(failed))
@@ -101,7 +105,7 @@ class Erroneous(Intervention):
         """After an application, scale the learning rate that the schedule has just set for the next step."""
         if self._applied is None:
             return
-        length = max(LEAST_WARMUP, trainer.args.get_warmup_steps(trainer.args.max_steps))
+        length = max(LEAST_WARMUP, trainer.args.get_warmup_steps(trainer.state.max_steps))
         factor = (step - self._applied + 1) / (length + 1)
         # Only a schedule that is a function of the step sets the rate anew each step; others build on the last.
         schedule = getattr(trainer.lr_scheduler, "scheduler", trainer.lr_scheduler)

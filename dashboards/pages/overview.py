@@ -35,11 +35,16 @@ Cursor = dict[str, Any]
 
 
 def shown_runs(feed: Feed, picked: Sequence[str] | None) -> dict[str, RunFeed]:
-    """The picked runs that exist, else the `SHOWN` that had a step last; in the order of their names."""
+    """The picked runs that exist, else the `SHOWN` latest, live ones before others; in the order of their names.
+
+    Of live runs the latest begun: which one had a step last changes with every tick, and the page with it.
+    """
     runs = feed.runs
     keys = [key for key in picked or () if key in runs]
     if not keys:
-        keys = sorted(runs, key=lambda key: runs[key].last_time or 0.0, reverse=True)[:SHOWN]
+        live = {key for key, run in runs.items() if run.status == LIVE}
+        age = {key: (run.first_time if key in live else run.last_time) or 0.0 for key, run in runs.items()}
+        keys = sorted(runs, key=lambda key: (key in live, age[key]), reverse=True)[:SHOWN]
     return {key: runs[key] for key in sorted(keys)}
 
 
