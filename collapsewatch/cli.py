@@ -53,7 +53,7 @@ def _root(
 def demo(
     seed: Annotated[int, typer.Option(min=0, help="Seed of both runs.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder that holds runs.")] = Path("logs"),
-    dashboard: Annotated[bool, typer.Option(help="Serve the page meanwhile.")] = True,
+    dashboard: Annotated[bool, typer.Option(help="Whether to serve the page meanwhile.")] = True,
     port: Annotated[int, typer.Option(help="Port of the page; 0 takes a free one.")] = 8050,
 ) -> None:
     """Train one seed twice, RL alone and with triggered supervision, watch both, and compare."""
