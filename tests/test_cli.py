@@ -176,6 +176,7 @@ def test_a_config_that_cannot_be_trained_is_one_line(knobs: str, said: str, comm
     path.write_text(knobs.format(broken=broken, file=tmp_path / "file"))
     logs = () if "logdir" in knobs else ("--set", f"logdir={tmp_path / 'logs'}")
     is_refusal(command("train", path, *logs), said)
+    assert not (tmp_path / "logs" / "run").exists()
 
 
 def test_a_demo_that_cannot_write_is_one_line(command: Command, tmp_path: Path) -> None:

@@ -58,8 +58,8 @@ def check(config: TrainConfig) -> None:
     _intervention(config)
     run_dir = Path(config.logdir) / config.name
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        used = any(run_dir.iterdir())
+        run_dir.parent.mkdir(parents=True, exist_ok=True)
+        used = run_dir.exists() and any(run_dir.iterdir())
     except OSError as error:
         raise ConfigError(f"logdir: got {config.logdir!r} ({error.strerror}), expected a folder to write to") from error
     if used:
