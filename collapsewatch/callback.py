@@ -102,7 +102,9 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
         self._bound: BoundFormat = self._format.bind(tokenizer)
         self._tokenizer = tokenizer
-        name = self._name or f"{Path(args.output_dir).name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        names = [self._name or f"{Path(args.output_dir).name}-{time.strftime('%Y%m%d-%H%M%S')}"]
+        if accelerator.num_processes > 1:  # the ranks' clocks may stand in different seconds
+            broadcast_object_list(names)
         self._training = Training(trainer, self._expert, accelerator.process_index, accelerator.num_processes)
         if (before := self._supervisor) is not None:  # what it knows is of an earlier training
             self._supervisor = Supervisor(before.intervention, before.cooldown)
@@ -114,7 +116,7 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         self._ledger = Ledger(self._training, len(self._bound.ids), tokenizer.pad_token_id)
         rank, steps = accelerator.process_index, max(trainer.state.max_steps, args.max_steps, 0) or None
         try:
-            self.monitor = Monitor(self._logdir / name, rank, self._fa_per_10k, self._config, steps)
+            self.monitor = Monitor(self._logdir / names[0], rank, self._fa_per_10k, self._config, steps)
         except BaseException:
             self._probe.close()
             raise

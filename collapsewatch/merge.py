@@ -42,8 +42,10 @@ class Merger:
         Raises:
             duckdb.Error, OSError, StoreError: it failed, nothing is lost, and the next call starts afresh.
         """
-        live = live_ranks(self.run_dir)  # first: a rank that comes alive later only adds segments
+        # In this order: a rank locks before it opens a segment, so one that starts in between has none in `paths`,
+        # or is seen alive. The other way round its first segment would look abandoned and be removed under it.
         paths = segments(self.run_dir)
+        live = live_ranks(self.run_dir)
         youngest = {rank_of(path): path for path in paths}
         retired = [path for path in paths if rank_of(path) not in live or youngest[rank_of(path)] != path]
         if self._prepared and not retired and all(p.stat().st_size == self._offsets.get(p.name) for p in paths):

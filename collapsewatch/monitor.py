@@ -95,7 +95,7 @@ class Monitor:
             self.store.log_event(Event(self.last_step, time.time(), name, detail))
 
     def go_on(self, step: int) -> Alarm | None:
-        """Judge again what an earlier session of this run recorded up to `step`: a resumed training goes on from there.
+        """Judge again what an earlier process of this run recorded up to `step`: a resumed training goes on from there.
 
         Returns the alarm that stands at that step, if one does. Steps recorded beyond it are taken again.
 

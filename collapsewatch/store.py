@@ -40,7 +40,7 @@ class Store:
     the queue was full (the disk was, for long), the record did not fit its table, or the store was closed.
 
     Args:
-        run_dir: the run's folder, made if absent; an earlier session's rows in it are kept and continued.
+        run_dir: the run's folder, made if absent; an earlier process's rows in it are kept and continued.
         rank: of this process; rank 0 merges, and alone writes the tables without a rank (observations,
             evidence, alarms, interventions, events), because every rank reaches the same ones.
         flush_s: seconds from hand-over to the journal, what a killed process may lose.

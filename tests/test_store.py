@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collapsewatch import queries
+from collapsewatch import merge, queries
 from collapsewatch.database import arrow_schemas
-from collapsewatch.journal import segments
+from collapsewatch.journal import Journal, rank_of, segments
 from collapsewatch.queries import open_run
 from collapsewatch.records import (
     Alarm,
@@ -456,3 +456,24 @@ def test_the_columns_are_the_fields_of_the_records() -> None:
     assert set(arrow_schemas()["alarms"].names) == set(Alarm.__slots__)
     assert set(arrow_schemas()["interventions"].names) == set(Applied.__slots__)
     assert set(arrow_schemas()["events"].names) == set(Event.__slots__)
+
+
+@pytest.mark.parametrize("moment", ["segments", "live_ranks"])
+def test_a_rank_that_starts_in_the_middle_of_a_merge_keeps_its_journal(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, started = getattr(merge, moment), []
+
+    def and_then_a_rank_starts(run_dir: Path) -> Any:
+        seen = look(run_dir)
+        if not started:
+            started.append(Journal(run_dir, rank=1))
+        return seen
+
+    monkeypatch.setattr(merge, moment, and_then_a_rank_starts)
+    merger = merge.Merger(tmp_path)
+    assert merger.merge() and merger.merge()
+    merger.close()
+    (journal,) = started
+    assert [rank_of(path) for path in segments(tmp_path)] == [1]
+    journal.close()

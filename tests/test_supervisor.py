@@ -24,7 +24,7 @@ from collapsewatch.callback import CollapseCallback
 from collapsewatch.interventions.base import Intervention, NotApplicable, PromptRow, Training
 from collapsewatch.interventions.erroneous import LEAST_WARMUP, Erroneous
 from collapsewatch.interventions.sft import TokenRow, collate, sft_update
-from collapsewatch.queries import open_run
+from collapsewatch.queries import find_runs, open_run
 from collapsewatch.records import Alarm, Applied, Driver, Observation, StepRecord, Tier
 from collapsewatch.supervisor import Supervisor
 
@@ -204,7 +204,13 @@ class Sabotage(TrainerCallback):
                 weight[self.swap] = weight[self.swap[::-1]].clone()
 
 
-def closed_loop(tmp_path: Path, answering: Path, intervention: Intervention | None, **overrides: Any) -> Sabotage:
+def closed_loop(
+    tmp_path: Path,
+    answering: Path,
+    intervention: Intervention | None,
+    name: str | None = "run",
+    **overrides: Any,
+) -> Sabotage:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(answering)
     sabotage = Sabotage(tokenizer)
 
@@ -230,7 +236,7 @@ def closed_loop(tmp_path: Path, answering: Path, intervention: Intervention | No
         "save_strategy": "no",
         "disable_tqdm": True,
     }
-    callback = CollapseCallback(tmp_path, "run", intervention=intervention, expert=expert, cooldown=20)
+    callback = CollapseCallback(tmp_path, name, intervention=intervention, expert=expert, cooldown=20)
     trainer = GRPOTrainer(
         model=str(answering),
         reward_funcs=plain,
@@ -326,7 +332,9 @@ def torn(*args):
 
 if os.environ["RANK"] == "1":
     callback.measure_rank = torn
-sabotage = t.closed_loop(folder, answering, t.Erroneous(learning_rate=1e-2, updates=20), per_device_train_batch_size=16)
+    callback.time.strftime = lambda form: "a-second-later"  # the run's default name holds the time
+erroneous = t.Erroneous(learning_rate=1e-2, updates=20)
+sabotage = t.closed_loop(folder, answering, erroneous, None, per_device_train_batch_size=16)
 of = sabotage.trainer.accelerator
 said = [t.digest(sabotage.trainer.model), of.num_processes, sabotage.rates, sabotage.moments, sabotage.faults]
 (folder / f"rank{{of.process_index}}.json").write_text(json.dumps(said))
@@ -368,8 +376,13 @@ def test_two_ranks_decide_alike_and_stay_identical_even_torn(tmp_path: Path, ans
     assert first[:-1] == second[:-1] and first[1] == 2
     # Where one rank fails to measure, neither waits for the other and both judge what there is.
     assert (first[-1], second[-1]) == ({}, {"measure": 1})
-    run = open_run(tmp_path / "run")
-    assert run.status() == "finished" and [a.status for a in run.applied()] == ["applied", "effect"]
+    (folder,) = find_runs(tmp_path)
+    run = open_run(folder)
+    assert (
+        folder.name.startswith("out-")
+        and run.status() == "finished"
+        and [a.status for a in run.applied()] == ["applied", "effect"]
+    )
     records = list(run.records())
     assert len(records) == 24 and records[-1].metrics["reward"] > 0.9
     # Details are each rank's own, judgements are about all rollouts: 8 groups of 4, 4 of them on each rank.
