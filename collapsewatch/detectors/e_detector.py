@@ -138,8 +138,7 @@ class BettingEDetector(Detector):
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "streams": self.table.names,
-            "ignored": self.table.ignored,
+            **self.table.state_dict(),
             "baseline": self.baseline.state_dict(),
             "log_m": self.log_m.tolist(),
             "since": self.since.tolist(),
@@ -148,9 +147,7 @@ class BettingEDetector(Detector):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.reset()
-        for name in state["streams"]:
-            self.table.add(name)
-        self.table.ignored = state["ignored"]
+        self.table.load_state_dict(state)
         self._fit()
         self.baseline.load_state_dict(state["baseline"])
         self.log_m = np.array(state["log_m"], dtype=np.float64).reshape(self.log_m.shape)

@@ -80,8 +80,7 @@ class HardLimit(Detector):
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "streams": self.table.names,
-            "ignored": self.table.ignored,
+            **self.table.state_dict(),
             "baseline": self.baseline.state_dict(),
             "level": self.level.tolist(),
             "before": self.before.tolist(),
@@ -91,9 +90,7 @@ class HardLimit(Detector):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.reset()
-        for name in state["streams"]:
-            self.table.add(name)
-        self.table.ignored = state["ignored"]
+        self.table.load_state_dict(state)
         self._fit()
         self.baseline.load_state_dict(state["baseline"])
         self.level = np.array(state["level"], dtype=np.float64)

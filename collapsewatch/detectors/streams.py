@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import exp
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -192,3 +192,13 @@ class StreamTable:
         groups = [s.weight_group for s in self.specs]
         raw = np.array([WEIGHTS[g] / groups.count(g) for g in groups], dtype=np.float64)
         return raw / raw.sum() if raw.size else raw
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON-able values; the floors are in the baseline's own state."""
+        return {"streams": self.names, "ignored": self.ignored}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The streams of `state`, in its order, added to an empty table."""
+        for name in state["streams"]:
+            self.add(name)
+        self.ignored = state["ignored"]
