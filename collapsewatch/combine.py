@@ -30,7 +30,7 @@ class RankMeasure:
 
 
 _METRIC_ONLY = frozenset(
-    ["reward", "reward_square", "tools/call_frequency", "env_errors", "turns", "entropy"]
+    ["reward", "reward_square", "tools/call_frequency", "env_errors", "turns", "entropy", "lenient_parse_rate"]
     + ["completions/mean_length", "completions/clipped_ratio"]
     + [f"structure/{structure}" for structure in Structure]
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -64,7 +65,7 @@ def measure_rank(rollouts: Rollouts, chat_format: BoundFormat) -> RankMeasure:
     scored = arrays.alive & np.isfinite(logp).all(axis=2)
     p = np.where(scored[..., None], np.exp(np.where(scored[..., None], logp, 0.0)), 0.0)
     hazard = -np.log1p(-np.minimum(p, 1 - 1e-12))  # (N, T, K): expected emissions, summable over positions
-    illegal = scored[..., None] & ~chat_format.legal_table[arrays.slot]
+    illegal = scored[..., None] & ~arrays.legal
     # A turn nobody scored has an unknown hazard, not one of zero.
     turns_per = (np.diff(np.maximum.accumulate(np.where(scored, arrays.turn, -1), axis=1), prepend=-1) > 0).sum(axis=1)
     turn_hazard = _hazard_streams(sums, chat_format, arrays, hazard, illegal, turns_per)
@@ -74,7 +75,7 @@ def measure_rank(rollouts: Rollouts, chat_format: BoundFormat) -> RankMeasure:
     classified = [
         [chat_format.classify_ids(row[a:b]) for a, b in own] for row, own in zip(rollouts.ids, spans, strict=True)
     ]
-    ends = np.isin(rollouts.ids, chat_format.ids[_roles(chat_format) == "end"])  # (N, T)
+    ends = np.isin(rollouts.ids, chat_format.ids[np.array(chat_format.roles) == "end"])  # (N, T)
     _outcome_streams(sums, classified)
     _scalar_sums(sums, rollouts, classified, spans, ends)
     return RankMeasure(
@@ -106,9 +107,9 @@ def _hazard_streams(
         sums.add(f"hazard:{token}", held[..., k].sum(axis=1), turns_per)
     for slot, cells in by_slot.items():
         sums.add(f"hazard@{slot}", cells.sum(axis=1), turns_per)
-        for k, token in enumerate(chat_format.tokens):
-            if not chat_format.legal_table[SLOTS.index(slot), k]:
-                sums.add(f"hazard:{token}@{slot}", cells[:, k], turns_per)
+        here = (arrays.slot == SLOTS.index(slot))[..., None]
+        for k in np.flatnonzero((illegal & here).any(axis=(0, 1))).tolist():
+            sums.add(f"hazard:{chat_format.tokens[k]}@{slot}", cells[:, k], turns_per)
     return total
 
 
@@ -121,24 +122,19 @@ def _legal_streams(
     scored: npt.NDArray[np.bool_],
 ) -> None:
     """The degenerate side of positions where a control token is legal, as probabilities."""
-    roles = _roles(chat_format)
-    p_open = p[..., roles == "open"].sum(axis=2)
-    p_end = p[..., roles == "end"].sum(axis=2)
+    opens = np.isin(chat_format.roles, ("open", "section_open", "prefix"))
+    p_open = p[..., opens].sum(axis=2)
+    none = 1 - np.where(arrays.legal, p, 0.0).sum(axis=2)  # (N, T): neither of the control tokens that are legal
     in_slot = {slot: scored & (arrays.slot == SLOTS.index(slot)) for slot in (Slot.START, Slot.CLOSE, Slot.TEXT)}
     # White space keeps the slot, so only the first position after the header or the call is a decision.
     start, close = (_first(in_slot[slot], arrays.turn) for slot in (Slot.START, Slot.CLOSE))
-    p_think = p[..., roles == "think_open"].sum(axis=2)  # a turn that thinks first may still call
-    sums.add("no_call_start", np.where(start, 1 - p_open - p_think, 0).clip(0).sum(axis=1), start.sum(axis=1))
-    sums.add("no_end", np.where(close, 1 - p_end - p_open, 0).clip(0).sum(axis=1), close.sum(axis=1))
+    if not chat_format.format.implicit:  # where text opens a call, its absence says nothing
+        sums.add("no_call_start", np.where(start, none, 0).clip(0).sum(axis=1), start.sum(axis=1))
+    sums.add("no_end", np.where(close, none, 0).clip(0).sum(axis=1), close.sum(axis=1))
     sums.add("reopen", np.where(close, p_open, 0).sum(axis=1), close.sum(axis=1))
     text = in_slot[Slot.TEXT]
-    opened = np.where(text[..., None] & (roles == "open"), hazard, 0).sum(axis=(1, 2))
+    opened = np.where(text[..., None] & opens, hazard, 0).sum(axis=(1, 2))
     sums.add("call_in_text", -np.expm1(-opened), text.any(axis=1))
-
-
-def _roles(chat_format: BoundFormat) -> npt.NDArray[np.str_]:
-    """Role of each control token (K,)."""
-    return np.array([chat_format.format.role[token] for token in chat_format.tokens])
 
 
 def _first(inside: npt.NDArray[np.bool_], turn: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
@@ -164,7 +160,10 @@ def _outcome_streams(sums: _Sums, classified: Sequence[Sequence[Classified]]) ->
     share("repeated", lambda turn: turn.reason == Reason.REPETITION)
     attempted = [sum(turn.attempted for turn in row) for row in classified]
     parsed = [sum(len(turn.calls) for turn in row) for row in classified]
+    saved = [sum(len(turn.calls) + turn.recovered for turn in row) for row in classified]
     sums.add("parse_failure", np.subtract(attempted, parsed), attempted)
+    reached = [sum(max(turn.attempted, len(turn.calls) + turn.recovered) for turn in row) for row in classified]
+    sums.add("lenient_parse_rate", saved, reached)
     sums.add("no_call", [count == 0 for count in attempted], np.ones(len(classified)))
 
 
@@ -202,17 +201,20 @@ def _control_rows(
     turns: int,
 ) -> Iterator[ControlRow]:
     for code, slot in enumerate(SLOTS):
-        here = scored & (arrays.slot == code)
-        n = int(here.sum())
-        if not n:
+        in_slot = scored & (arrays.slot == code)
+        if not in_slot.any():
             continue
-        for k, token in enumerate(chat_format.tokens):
+        for k, legal in product(range(len(chat_format.tokens)), (False, True)):
+            here = in_slot & (arrays.legal[..., k] == legal)
+            n = int(here.sum())
+            if not n:
+                continue
             values = p[..., k][here]
             p50, p99 = np.quantile(values, (0.5, 0.99)).tolist()
             yield ControlRow(
-                token=token,
+                token=chat_format.tokens[k],
                 slot=slot,
-                legal=bool(chat_format.legal_table[code, k]),
+                legal=legal,
                 n=n,
                 mean=float(values.mean()),
                 p50=p50,

@@ -77,13 +77,15 @@ class Call:
 class Classified:
     """One turn, judged: its structure, the reason (`ok` when healthy) and the calls that parse strictly.
 
-    `attempted` counts the calls opened, so the parse failure rate is `1 - len(calls) / attempted`.
+    `attempted` counts the calls opened, so the parse failure rate is `1 - len(calls) / attempted`. `recovered`
+    counts the calls beyond `calls` that a reader who cares for no marker would still find.
     """
 
     structure: Structure
     reason: str
     calls: tuple[Call, ...] = ()
     attempted: int = 0
+    recovered: int = 0
 
 
 @dataclass(frozen=True, slots=True)

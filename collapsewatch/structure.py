@@ -12,10 +12,13 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .formats import format_named
 from .records import Call, Classified, Stop, Structure
+
+if TYPE_CHECKING:
+    from .formats.body import Found
 
 Tools = Sequence[str | Mapping[str, Any]]
 """Tools a call may name: names, or OpenAI-style schemas, bare or under `function`."""
@@ -31,7 +34,8 @@ class Reason(StrEnum):
     REPETITION = "repetition"
     # polluted, structural: the frame of markers and roles is broken
     NESTED_OPEN = "nested_open"
-    STRAY_CLOSE = "stray_close"
+    STRAY_OPEN = "stray_open"  # a call or section opened where the format has none
+    STRAY_CLOSE = "stray_close"  # closed or divided with nothing open
     HALLUCINATED_RESPONSE = "hallucinated_response"
     ROLE_ECHO = "role_echo"
     UNCLOSED_CALL = "unclosed_call"
@@ -41,6 +45,7 @@ class Reason(StrEnum):
     BROKEN_MARKER = "broken_marker"  # half a marker, as in `<tool_call`
     # polluted, content: the frame holds, what it holds is not a call
     INVALID_JSON = "invalid_json"
+    INVALID_SYNTAX = "invalid_syntax"  # not the format's own syntax, where that is not JSON alone
     CALL_NOT_OBJECT = "call_not_object"
     MISSING_NAME = "missing_name"
     ARGUMENTS_NOT_OBJECT = "arguments_not_object"
@@ -64,6 +69,7 @@ class Reason(StrEnum):
 
 _CONTENT = {
     Reason.INVALID_JSON,
+    Reason.INVALID_SYNTAX,
     Reason.CALL_NOT_OBJECT,
     Reason.MISSING_NAME,
     Reason.ARGUMENTS_NOT_OBJECT,
@@ -81,7 +87,6 @@ _ROLE_ECHO = re.compile(
 )
 # The header under which released tool-use data shows a tool's answer to the model.
 _RESULT_ECHO = re.compile(r"(?m:^[Ee]xecution result {0,2}:)")
-_BARE_CALL = re.compile(r'\{\s*"name"\s*:\s*"[^"]*"\s*,\s*"(?:arguments|parameters)"\s*:')
 _WORD = re.compile(r"</?\w{1,40}>|[^\W_]+")  # tag-like text is no content
 
 # A loop compresses far better than text does: on the real turns healthy prose of 200 characters or more goes
@@ -96,26 +101,42 @@ class Parsed:
 
     calls: list[Call] = field(default_factory=list)
     attempted: int = 0
+    recovered: int = 0
     defects: set[Reason] = field(default_factory=set)
+    unfinished: set[Reason] = field(default_factory=set)  # defects that more text might have mended
     prose: list[str] = field(default_factory=list)  # outside calls and reasoning, never blank
+    late: bool = False  # some of the prose stands where not even a preamble may
     thought: list[str] = field(default_factory=list)
     wreck: list[str] = field(default_factory=list)  # bodies of calls that did not parse
-    body: str = ""  # of the call that is open
-    ended: bool = False
+    body: list[str] = field(default_factory=list)  # of the call that is open, as pieces
+    ended: str = ""  # the end marker
 
-    def close(self, call: Call | Reason) -> None:
-        """The open call ends with its closing marker."""
-        if isinstance(call, Call):
-            self.calls.append(call)
-            self.body = ""
-        else:
-            self.spoil(call)
+    def open(self) -> None:
+        """A call begins."""
+        self.attempted += 1
+        self.body = []
+
+    def close(self, found: Found | Reason) -> None:
+        """The open call, or list of calls, ends; what stands behind it is prose."""
+        if isinstance(found, Reason):
+            self.spoil(found)
+            return
+        self.calls += found.calls
+        self.attempted += len(found.calls) - 1
+        self.body = []
+        self.say(found.rest)
 
     def spoil(self, reason: Reason) -> None:
         """The open call is none."""
         self.defects.add(reason)
-        self.wreck.append(self.body)
-        self.body = ""
+        self.wreck.append("".join(self.body))
+        self.body = []
+
+    def say(self, text: str, late: bool = False) -> None:
+        """Text outside calls and reasoning."""
+        if text and not text.isspace():
+            self.prose.append(text)
+            self.late = self.late or late or self.attempted > 0
 
     def stray(self, role: str) -> None:
         """A marker that no assistant turn may hold here."""
@@ -127,11 +148,18 @@ class Parsed:
             self.defects.add(Reason.STRAY_CLOSE)
 
 
-def classify(text: str, format: str = "hermes", stop: Stop = "unknown", tools: Tools | None = None) -> Classified:
+def classify(
+    text: str,
+    format: str = "hermes",
+    stop: Stop = "unknown",
+    tools: Tools | None = None,
+    thinking: bool = False,
+) -> Classified:
     """The structure of one assistant turn given as text, with or without its end marker.
 
-    `tools`, if given, are the names or schemas that calls are held against. An end marker in the text
-    outweighs `stop`. Linear in the length of the text; any text is judged, none raises.
+    `tools`, if given, are the names or schemas that calls are held against. `thinking`: the prompt has opened
+    the reasoning block, so the turn begins inside it. An end marker in the text outweighs `stop`. Linear in the
+    length of the text; any text is judged, none raises.
 
     >>> classify('<tool_call>{"name": "now", "arguments": {}}</tool_call>').structure.value
     'tool_call'
@@ -142,7 +170,7 @@ def classify(text: str, format: str = "hermes", stop: Stop = "unknown", tools: T
         UnknownPlugin: no such format; the message lists the choices.
     """
     chat_format = format_named(format)
-    return judge(chat_format.parse(chat_format.split(text)), stop, tools)
+    return judge(chat_format.parse(chat_format.split(text), thinking), stop, tools)
 
 
 def judge(parsed: Parsed, stop: Stop, tools: Tools | None = None) -> Classified:
@@ -155,26 +183,25 @@ def judge(parsed: Parsed, stop: Stop, tools: Tools | None = None) -> Classified:
     loose = "\n".join((prose, thought, wreck))
     reason = _collapse(parsed, loose)
     if reason is not None:
-        return Classified(Structure.COLLAPSED, reason, tuple(parsed.calls), parsed.attempted)
+        return Classified(Structure.COLLAPSED, reason, tuple(parsed.calls), parsed.attempted, parsed.recovered)
     defects = set(parsed.defects)
     if _ROLE_ECHO.search(prose):
         defects.add(Reason.ROLE_ECHO)
     if _RESULT_ECHO.search(prose):
         defects.add(Reason.HALLUCINATED_RESPONSE)
-    if _BARE_CALL.search(prose):
-        defects.add(Reason.BARE_CALL)
     if not parsed.attempted and not _has_content(prose):
         defects.add(Reason.NO_ANSWER)
     if stop == "length" and not parsed.ended:
         # What the limit cut off was not closed for that reason alone.
-        defects = (defects - {Reason.UNCLOSED_CALL, Reason.UNCLOSED_THINK, Reason.NO_ANSWER}) | {Reason.TRUNCATED}
+        defects -= parsed.unfinished | {Reason.UNCLOSED_CALL, Reason.UNCLOSED_THINK, Reason.NO_ANSWER}
+        defects.add(Reason.TRUNCATED)
     if tools is not None:
         defects |= _misused(parsed.calls, tools)
     if defects:
         structure, reason = Structure.POLLUTED, min(defects, key=_RANK.__getitem__)
     else:
         structure, reason = Structure.TOOL_CALL if parsed.calls else Structure.RESPONSE, Reason.OK
-    return Classified(structure, reason, tuple(parsed.calls), parsed.attempted)
+    return Classified(structure, reason, tuple(parsed.calls), parsed.attempted, parsed.recovered)
 
 
 def _collapse(parsed: Parsed, loose: str) -> Reason | None:

@@ -55,8 +55,9 @@ def test_every_format_keeps_the_contract(name: str) -> None:
     chat_format = format_named(name)
     assert chat_format.name == name and chat_format is format_named(name)
     assert {marker.role for marker in chat_format.markers} <= set(AFTER)
-    assert set(chat_format.legal) == set(Slot)
-    assert set().union(*chat_format.legal.values()) <= set(AFTER)
+    assert set(chat_format.follow) <= set(AFTER)
+    assert {role for pair in chat_format.follow.values() for allowed in pair for role in allowed.split()} <= set(AFTER)
+    assert len({marker.text for marker in chat_format.markers}) == len(chat_format.markers)
 
 
 def test_binding_finds_tokens_by_membership() -> None:
@@ -73,17 +74,24 @@ def test_binding_finds_tokens_by_membership() -> None:
         HERMES.bind(byte_tokenizer(["<other>"]))
 
 
-def test_legal_table_follows_the_format() -> None:
-    assert BOUND.legal_table.shape == (len(SLOTS), len(ALL))
-    legal = {(SLOTS[s].value, BOUND.tokens[k]) for s, k in zip(*np.nonzero(BOUND.legal_table), strict=True)}
-    ends = ["<|im_end|>", "<|endoftext|>"]
-    assert legal == {
-        ("start", "<tool_call>"),
-        ("start", "<think>"),
-        ("body", "</tool_call>"),
-        ("think", "</think>"),
-        *((slot, token) for slot in ("close", "text") for token in ["<tool_call>", *ends]),
-    }
+def legal_after(text: str) -> str:
+    """The control tokens that may be sampled behind `text`, which opens a turn."""
+    ids = np.array([[*encode(text), 1]])
+    found = BOUND.slots(ids, np.ones_like(ids)).legal[0, -1]
+    return " ".join(token for token, legal in zip(BOUND.tokens, found, strict=True) if legal)
+
+
+def test_what_is_legal_depends_on_what_stands_before() -> None:
+    ends = "<|im_end|> <|endoftext|>"
+    assert legal_after("") == legal_after("\n") == "<tool_call> <think>"
+    assert legal_after("<think>") == legal_after("<think>\nhm") == "</think>"
+    assert legal_after("<think>hm</think>\n") == "<tool_call>"
+    assert legal_after("<tool_call>\n") == ""
+    assert legal_after("<tool_call>\n{") == "</tool_call>"
+    assert legal_after("<tool_call>{</tool_call>") == f"<tool_call> {ends}"
+    assert legal_after("a") == legal_after("<tool_call>{</tool_call>a") == f"<tool_call> {ends}"
+    masked = BOUND.slots(np.array([[1]]), np.zeros((1, 1)))
+    assert masked.legal.shape == (1, 1, len(ALL)) and not masked.legal.any()
 
 
 def test_slots_of_a_rendered_turn() -> None:
@@ -116,22 +124,22 @@ def slow(ids: list[int], mask: list[bool]) -> tuple[list[int], list[bool], list[
     """Slots, survival and turns of one row, position by position."""
     roles = {ID[marker.text]: marker.role for marker in HERMES.markers}
     slots, alives, turns = [], [], []
-    state, alive, turn, running = Slot.START, True, -1, False
+    last, spoken, alive, turn, running = "start", False, True, -1, False
     for token, own in zip(ids, mask, strict=True):
         if not own:
             slots.append(-1), alives.append(False), turns.append(-1)
             running = False
             continue
         if not running:
-            state, alive, turn, running = Slot.START, True, turn + 1, True
-        slots.append(list(Slot).index(state)), alives.append(alive), turns.append(turn)
+            last, spoken, alive, turn, running = "start", False, True, turn + 1, True
+        slots.append(list(Slot).index(AFTER[last][spoken])), alives.append(alive), turns.append(turn)
         role = roles.get(token)
         if role is not None:
-            alive = alive and role in HERMES.legal[state]
+            alive = alive and role in HERMES.follow.get(last, ("", ""))[spoken].split()
             running = role != "end"
-            state = AFTER[role]
+            last, spoken = role, False
         elif TOKENIZER.decode([token]).strip():
-            state = {Slot.OPEN: Slot.BODY, Slot.START: Slot.TEXT, Slot.CLOSE: Slot.TEXT}.get(state, state)
+            spoken = True
     return slots, alives, turns
 
 

@@ -62,16 +62,22 @@ class Slow:
         self.r, self.bound, self.role = r, bound, bound.format.role
         arrays = bound.slots(r.ids, r.mask)
         self.slot = [[SLOTS[code] if code >= 0 else None for code in row] for row in arrays.slot.tolist()]
-        self.turn, self.alive = arrays.turn.tolist(), arrays.alive.tolist()
+        self.turn, self.alive, self.may = arrays.turn.tolist(), arrays.alive.tolist(), arrays.legal.tolist()
         self.pairs: Pairs = defaultdict(lambda: defaultdict(lambda: [0.0, 0.0]))
         self.hazard: dict[tuple[int, int], float] = defaultdict(float)  # illegal emissions by (rollout, turn)
-        self.cells: dict[tuple[str, str], list[tuple[float, int]]] = defaultdict(list)  # (token, slot): (p, sampled)
+        # (p, sampled) by (token, slot, legal)
+        self.cells: dict[tuple[str, str, bool], list[tuple[float, int]]] = defaultdict(list)
         self.turns = [
             [[t for t, at in enumerate(row) if at == j] for j in range(max(row, default=-1) + 1)] for row in self.turn
         ]
-        slots = {self.slot[i][t] for i in range(len(r.ids)) for t in range(r.ids.shape[1]) if self.scored(i, t)}
+        places = [(i, t) for i in range(len(r.ids)) for t in range(r.ids.shape[1]) if self.scored(i, t)]
+        streams = ["hazard", *(f"hazard:{token}" for token in bound.tokens)]
+        for i, t in places:
+            forbidden = [token for token, may in zip(bound.tokens, self.may[i][t], strict=True) if not may]
+            streams += [f"hazard:{token}@{self.slot[i][t]}" for token in forbidden]
+            streams += [f"hazard@{self.slot[i][t]}"] if forbidden else []
         for i in range(len(r.ids)):
-            self.hazards(i, slots)
+            self.hazards(i, sorted(set(streams)))
             self.legal(i)
             self.outcomes(i)
 
@@ -86,7 +92,7 @@ class Slow:
             pair = self.pairs[stream][int(self.r.group[i])]
             pair[0], pair[1] = pair[0] + numerator, pair[1] + denominator
 
-    def hazards(self, i: int, slots: set[Slot | None]) -> None:
+    def hazards(self, i: int, streams: list[str]) -> None:
         sums: dict[str, float] = defaultdict(float)
         seen = set()
         for t in range(self.r.ids.shape[1]):
@@ -96,18 +102,13 @@ class Slow:
             slot = self.slot[i][t]
             assert slot is not None
             for k, (token, p) in enumerate(self.p(i, t).items()):
-                self.cells[token, slot].append((p, int(self.r.ids[i, t] == self.bound.ids[k])))
-                if self.role[token] in self.bound.format.legal[slot]:
+                self.cells[token, slot, self.may[i][t][k]].append((p, int(self.r.ids[i, t] == self.bound.ids[k])))
+                if self.may[i][t][k]:
                     continue
                 h = -math.log(1 - min(p, 1 - 1e-12))
                 self.hazard[i, self.turn[i][t]] += h
                 for stream in ("hazard", f"hazard:{token}", f"hazard@{slot}", f"hazard:{token}@{slot}"):
                     sums[stream] += h
-        streams = ["hazard", *(f"hazard:{token}" for token in self.bound.tokens)]
-        for slot in slots - {None}:
-            streams.append(f"hazard@{slot}")
-            legal = self.bound.format.legal[slot]
-            streams += [f"hazard:{token}@{slot}" for token in self.bound.tokens if self.role[token] not in legal]
         for stream in streams:
             self.add(stream, i, sums[stream], len(seen))
 
@@ -126,10 +127,11 @@ class Slow:
                     -math.log(1 - min(p, 1 - 1e-12)) for k, p in self.p(i, t).items() if self.role[k] == "open"
                 )
             again = self.scored(i, t - 1) and self.slot[i][t - 1] is slot and self.turn[i][t - 1] == self.turn[i][t]
+            allowed = sum(p for p, may in zip(self.p(i, t).values(), self.may[i][t], strict=True) if may)
             if slot is Slot.START and not again:
-                self.add("no_call_start", i, max(0.0, 1 - by_role["open"] - by_role["think_open"]), 1)
+                self.add("no_call_start", i, max(0.0, 1 - allowed), 1)
             if slot is Slot.CLOSE and not again:
-                self.add("no_end", i, max(1 - by_role["open"] - by_role["end"], 0.0), 1)
+                self.add("no_end", i, max(1 - allowed, 0.0), 1)
                 self.add("reopen", i, by_role["open"], 1)
         self.add("call_in_text", i, 1 - math.exp(-opens), any_text)
 
@@ -215,18 +217,17 @@ def check_rewards(r: Rollouts, metrics: Any) -> None:
 
 def check_details(r: Rollouts, slow: Slow, measured: Any) -> None:
     turns = sum(pair[1] for pair in slow.pairs.get("hazard", {}).values())
-    assert [(row.token, row.slot) for row in measured.control] == sorted(
-        slow.cells, key=lambda cell: (SLOTS.index(Slot(cell[1])), slow.bound.tokens.index(cell[0]))
+    assert [(row.token, row.slot, row.legal) for row in measured.control] == sorted(
+        slow.cells, key=lambda cell: (SLOTS.index(Slot(cell[1])), slow.bound.tokens.index(cell[0]), cell[2])
     )
     for row in measured.control:
-        p = sorted(p for p, _ in slow.cells[row.token, row.slot])
+        p = sorted(p for p, _ in slow.cells[row.token, row.slot, row.legal])
         at = [(len(p) - 1) * q for q in (0.5, 0.99)]
         p50, p99 = (p[int(x)] + (x - int(x)) * (p[min(int(x) + 1, len(p) - 1)] - p[int(x)]) for x in at)
         expected = {"mean": sum(p) / len(p), "p50": p50, "p99": p99, "max": p[-1], "expected": sum(p)}
         expected["hazard"] = sum(-math.log(1 - min(x, 1 - 1e-12)) for x in p) / turns
         assert {name: getattr(row, name) for name in expected} == pytest.approx(expected, rel=1e-6, abs=1e-9)
-        assert row.n == len(p) and row.sampled == sum(hit for _, hit in slow.cells[row.token, row.slot])
-        assert row.legal == (slow.role[row.token] in slow.bound.format.legal[Slot(row.slot)])
+        assert row.n == len(p) and row.sampled == sum(hit for _, hit in slow.cells[row.token, row.slot, row.legal])
     rows = iter(measured.turns)
     for i, spans in enumerate(slow.turns):
         found = [slow.bound.classify_ids(r.ids[i, turn]) for turn in spans]

@@ -1,4 +1,4 @@
-"""What every chat format shares: markers with roles, splitting at them, the parser for paired call markers.
+"""What every chat format shares: markers with roles, splitting at them, and the parser.
 
 A turn is handled as *pieces*: a list that alternates text, marker, text, ..., text: markers have odd indices.
 Text is cut into pieces by spelling; token ids are cut by id, so that prose which spells a marker is not one.
@@ -6,134 +6,184 @@ Text is cut into pieces by spelling; token ids are cut by id, so that prose whic
 
 from __future__ import annotations
 
-import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
-from ..records import Call, Slot
+from ..records import Call
 from ..structure import Parsed, Reason
-from .bound import AFTER, BoundFormat, SlotArrays, Tokenizer, spelled
+from .body import BARE_JSON, Found, json_calls, json_salvage
+from .bound import AFTER, BoundFormat, SlotArrays, Tokenizer
+from .spelling import spelled
 
-__all__ = ["AFTER", "BoundFormat", "ChatFormat", "Marker", "SlotArrays", "Tokenizer", "json_call"]
+__all__ = ["AFTER", "BoundFormat", "ChatFormat", "Found", "Marker", "SlotArrays", "Tokenizer", "json_calls"]
 
 
 class Marker(NamedTuple):
-    """A control token as text, and its role in a turn: one of the keys of `AFTER`."""
+    """A control token, or a sequence of several, as text; and its role in a turn: one of the keys of `AFTER`."""
 
     text: str
     role: str
 
 
 class ChatFormat(ABC):
-    """The control tokens, slots and parser of one model family; the parser serves paired call markers."""
+    """The control tokens, slots and parser of one model family.
+
+    The parser is a walk over markers. A call runs from a marker of the role `open` to one of the role `close`;
+    one behind a `prefix`, or behind what `implicit` finds, ends by itself, at the latest with the turn. A
+    family with section markers has its calls between `section_open` and `section_close` only.
+    """
 
     name: ClassVar[str]
     markers: ClassVar[tuple[Marker, ...]]
-    legal: ClassVar[Mapping[Slot, frozenset[str]]]
-    """Per slot, the roles whose tokens may be sampled there."""
+    follow: ClassVar[Mapping[str, tuple[str, str]]]
+    """Per role, and for `start`: the roles that may be sampled right after it, and once text stands after it.
+
+    Roles separated by spaces; a role that is not listed is followed by none.
+    """
+    preamble: ClassVar[bool] = False
+    """May prose stand before the first call? After a call it never may."""
+    implicit: ClassVar[str] = ""
+    """Where a call begins in text that has no marker before it: an ASCII regular expression, empty for never."""
+    bare: ClassVar[re.Pattern[str]] = BARE_JSON
+    """What a call that has lost its markers looks like in prose."""
 
     def __init__(self) -> None:
         self.role = {marker.text: marker.role for marker in self.markers}
+        self.sections = "section_open" in self.role.values()
         self._marker = spelled(self.role)
+        self._implicit = re.compile(self.implicit) if self.implicit else None
         # Half a marker, its last or its first character missing; shorter halves are ordinary words.
-        self._halves = [half for text in self.role if len(text) >= 6 for half in (text[:-1], text[1:])]
+        signs = [text for text in self.role if len(text) >= 6 and not text[0].isalnum()]
+        self._halves = [half for text in signs for half in (text[:-1], text[1:])]
+        self._edges = re.compile("[" + re.escape("".join({c for text in signs for c in (text[0], text[-1])})) + "]")
 
     @abstractmethod
-    def body(self, text: str) -> Call | Reason:
-        """The call that stands between an opening and a closing marker, or why it is none."""
+    def calls(self, body: Sequence[str]) -> Found | Reason:
+        """The calls in a body (pieces: text, dividing marker, text, ...), or why there is none."""
+
+    def salvage(self, text: str) -> list[Call]:
+        """The calls that a reader who cares for no marker finds in `text`; bounded work."""
+        return json_salvage(text)
 
     def split(self, text: str) -> list[str]:
         """`text` as pieces: text, marker, text, ..., text."""
         return self._marker.split(text)
 
-    def parse(self, pieces: Sequence[str]) -> Parsed:
-        """The calls and defects of one turn, given as pieces; linear in their length, never raises."""
-        parsed, state = Parsed(), "text"
+    def parse(self, pieces: Sequence[str], thinking: bool = False) -> Parsed:
+        """The calls and defects of one turn, given as pieces; linear in their length, never raises.
+
+        `thinking`: the prompt has opened the reasoning block that the turn begins in.
+        """
+        parsed, state = Parsed(), "think" if thinking else "text"
         for index, piece in enumerate(pieces):
-            if index % 2:
-                state = self._step(parsed, state, self.role[piece])
-            elif state == "call":
-                parsed.body = piece
-            elif state == "think":
-                parsed.thought.append(piece)  # an empty block is a block
-            elif piece and not piece.isspace():
-                parsed.prose.append(piece)
-                if state == "end":
-                    parsed.defects.add(Reason.AFTER_END)
-        if state == "call":
-            parsed.spoil(Reason.UNCLOSED_CALL)
-        elif state == "think":
-            parsed.defects.add(Reason.UNCLOSED_THINK)
-        if parsed.attempted and parsed.prose:
+            state = self._mark(parsed, state, piece) if index % 2 else self._read(parsed, state, piece)
+        if state != "end":
+            self._leave(parsed, state)
+        return self.finish(parsed)
+
+    def finish(self, parsed: Parsed) -> Parsed:
+        """What can be told only at the end of a turn: text around calls, broken markers, calls without markers."""
+        if parsed.attempted and parsed.prose and (parsed.late or not self.preamble):
             parsed.defects.add(Reason.TEXT_AROUND_CALL)
         if any(self._is_broken(text) for text in parsed.prose):
             parsed.defects.add(Reason.BROKEN_MARKER)
+        if any(self.bare.search(text) for text in parsed.prose):
+            parsed.defects.add(Reason.BARE_CALL)
+        if parsed.wreck or Reason.BARE_CALL in parsed.defects:
+            parsed.recovered = sum(len(self.salvage(text)) for text in (*parsed.wreck, *parsed.prose))
         return parsed
 
-    def _step(self, parsed: Parsed, state: str, role: str) -> str:
-        """The state after one marker: text, call, think or end."""
+    def _read(self, parsed: Parsed, state: str, text: str) -> str:
+        """The state after a piece of text."""
+        if state in ("call", "prefixed"):
+            parsed.body.append(text)
+        elif state == "think":
+            parsed.thought.append(text)  # an empty block is a block
+        elif state == "text" and self._implicit and (found := self._implicit.search(text)):
+            parsed.say(text[: found.start()])
+            parsed.open()
+            parsed.body.append(text[found.start() :])
+            return "prefixed"
+        elif not text.isspace() and text:
+            parsed.say(text, late=state == "section")
+            if state == "end":
+                parsed.defects.add(Reason.AFTER_END)
+        return state
+
+    def _mark(self, parsed: Parsed, state: str, marker: str) -> str:
+        """The state after a marker: text, section, call, prefixed, think or end."""
+        role = self.role[marker]
         if state == "end":
             parsed.defects.add(Reason.AFTER_END)
             return "end"
         if role == "end":
-            parsed.ended = True
-            if state == "call":
-                parsed.spoil(Reason.UNCLOSED_CALL)
-            elif state == "think":
-                parsed.defects.add(Reason.UNCLOSED_THINK)
+            parsed.ended = marker
+            self._leave(parsed, state)
             return "end"
-        if state == "call" and role == "close":
-            parsed.close(self.body(parsed.body))
+        if role == "divide" and state in ("call", "prefixed"):
+            parsed.body.append(marker)
+            return state
+        if role == "close" and state == "call":
+            parsed.close(self.calls(parsed.body))
+            return "section" if self.sections else "text"
+        if role == "think_close" and state == "think":
             return "text"
-        if state == "think" and role == "think_close":
+        self._break_off(parsed, state, role)
+        if role in ("open", "prefix"):
+            if self.sections and state not in ("section", "call"):
+                parsed.defects.add(Reason.STRAY_OPEN)
+            parsed.open()
+            return "call" if role == "open" else "prefixed"
+        if role == "section_open":
+            if parsed.attempted or state in ("section", "think"):
+                parsed.defects.add(Reason.NESTED_OPEN if state == "section" else Reason.STRAY_OPEN)
+            return "section"
+        if role == "section_close" and state in ("section", "call"):
+            if not parsed.attempted:
+                parsed.open()
+                parsed.spoil(Reason.INVALID_SYNTAX)
             return "text"
-        if state == "call":
-            parsed.spoil(Reason.NESTED_OPEN if role == "open" else Reason.UNCLOSED_CALL)
-        elif state == "think" and role != "think_open":
-            parsed.defects.add(Reason.UNCLOSED_THINK)
-        if role == "open":
-            parsed.attempted += 1
-            return "call"
         if role == "think_open":
             if state == "think":
                 parsed.defects.add(Reason.NESTED_OPEN)
-            elif parsed.attempted or parsed.prose or parsed.thought:
+            elif parsed.attempted or parsed.prose or parsed.thought or state == "section":
                 parsed.defects.add(Reason.MISPLACED_THINK)
             return "think"
         parsed.stray(role)
-        return "think" if state == "think" else "text"
+        return state if state in ("think", "section") else "text"
+
+    def _break_off(self, parsed: Parsed, state: str, role: str) -> None:
+        """A marker comes where the state does not expect it."""
+        if state == "call":
+            parsed.spoil(Reason.NESTED_OPEN if role == "open" else Reason.UNCLOSED_CALL)
+        elif state == "prefixed":
+            parsed.close(self.calls(parsed.body))
+        elif state == "think" and role != "think_open":
+            parsed.defects.add(Reason.UNCLOSED_THINK)
+
+    def _leave(self, parsed: Parsed, state: str) -> None:
+        """The turn ends, by its end marker or without."""
+        if state == "call":
+            parsed.spoil(Reason.UNCLOSED_CALL)
+        elif state == "section":
+            parsed.defects.add(Reason.UNCLOSED_CALL)
+        elif state == "think":
+            parsed.defects.add(Reason.UNCLOSED_THINK)
+        elif state == "prefixed":
+            before = set(parsed.defects)
+            parsed.close(self.calls(parsed.body))
+            if not parsed.ended:
+                parsed.unfinished |= parsed.defects - before
 
     def _is_broken(self, text: str) -> bool:
         """Does the text hold half a marker? One that ordinary tokens spell out in full is none."""
-        if not any(half in text for half in self._halves):
+        if not self._edges.search(text) or not any(half in text for half in self._halves):
             return False
         rest = self._marker.sub("", text)
         return any(half in rest for half in self._halves)
 
-    def bind(self, tokenizer: Tokenizer) -> BoundFormat:
-        """This format in the ids of one tokenizer."""
-        return BoundFormat(self, tokenizer)
-
-
-def json_call(text: str) -> Call | Reason:
-    """A call written as `{"name": str, "arguments": {...}}`, strictly (RFC 8259: no NaN, no bare newline)."""
-    try:
-        value = _STRICT.decode(text)
-    except (ValueError, RecursionError):  # nesting too deep for the interpreter is not a call either
-        return Reason.INVALID_JSON
-    if not isinstance(value, dict):
-        return Reason.CALL_NOT_OBJECT
-    name, arguments = value.get("name"), value.get("arguments")
-    if not isinstance(name, str) or not name:
-        return Reason.MISSING_NAME
-    if not isinstance(arguments, dict):
-        return Reason.ARGUMENTS_NOT_OBJECT
-    return Call(name, arguments)
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is not JSON")
-
-
-_STRICT = json.JSONDecoder(parse_constant=_refuse)
+    def bind(self, tokenizer: Tokenizer, thinking: bool = False) -> BoundFormat:
+        """This format in the ids of one tokenizer; `thinking` as in `parse`, for every turn."""
+        return BoundFormat(self, tokenizer, thinking)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -11,30 +11,40 @@ import numpy.typing as npt
 
 from ..records import SLOTS, Classified, Slot, Stop
 from ..structure import Tools, judge
+from .spelling import Spelling
 
 if TYPE_CHECKING:
     from .base import ChatFormat
 
-AFTER: dict[str, Slot] = {
-    "open": Slot.OPEN,
-    "close": Slot.CLOSE,
-    "end": Slot.END,
-    "header": Slot.TEXT,
-    "response_open": Slot.TEXT,
-    "response_close": Slot.TEXT,
-    "think_open": Slot.THINK,
-    "think_close": Slot.START,  # what may follow a reasoning block is what may start a turn
+AFTER: dict[str, tuple[Slot, Slot]] = {
+    "start": (Slot.START, Slot.TEXT),  # not a marker: the beginning of the turn
+    "section_open": (Slot.OPEN, Slot.OPEN),  # of the part of a turn that holds its calls
+    "open": (Slot.OPEN, Slot.BODY),
+    "prefix": (Slot.OPEN, Slot.BODY),  # opens a call that no marker closes
+    "divide": (Slot.BODY, Slot.BODY),  # between the parts of a call
+    "close": (Slot.CLOSE, Slot.TEXT),
+    "section_close": (Slot.CLOSE, Slot.TEXT),
+    "think_open": (Slot.THINK, Slot.THINK),
+    "think_close": (Slot.START, Slot.TEXT),  # what may follow a reasoning block may start a turn
+    "channel": (Slot.START, Slot.START),  # harmony: the name and recipient of a message follow
+    "message": (Slot.TEXT, Slot.TEXT),  # harmony: the content of a message that is neither call nor reasoning
+    "message_close": (Slot.CLOSE, Slot.CLOSE),  # harmony: another message of the same turn may follow
+    "restart": (Slot.START, Slot.START),  # harmony: the header of that message
+    "end": (Slot.END, Slot.END),
+    "header": (Slot.TEXT, Slot.TEXT),
+    "response_open": (Slot.TEXT, Slot.TEXT),
+    "response_close": (Slot.TEXT, Slot.TEXT),
 }
-"""The roles a marker may have, and the slot that stands after each."""
+"""The roles a marker may have, and the slots that stand right after it and, once there is text, after that."""
 
-_START, _OPEN, _BODY, _CLOSE, _TEXT = (
-    SLOTS.index(slot) for slot in (Slot.START, Slot.OPEN, Slot.BODY, Slot.CLOSE, Slot.TEXT)
-)
+_ROLES = {role: code for code, role in enumerate(AFTER)}
+_NONE = -1  # role of a token that is no marker
 _ORDINARY, _BLANK, _CONTROL = 0, 1, 2  # code of a token id; `_CONTROL + k` is the k-th control token
 # How vocabularies spell white space: as it is, byte-level BPE, sentencepiece, sentencepiece byte fallback.
 _MAYBE_BLANK = re.compile(r"(?:[\sĠĊĉč▁]|<0x(?:09|0A|0D|20)>)+")
 
 Bools = npt.NDArray[np.bool_]
+Codes = npt.NDArray[np.int8]
 
 
 class Tokenizer(Protocol):
@@ -51,55 +61,62 @@ class SlotArrays(NamedTuple):
     `slot` (N, T) int8: code into `SLOTS` of what stands before the position in its turn, -1 where masked.
     `alive` (N, T) bool: nothing illegal was sampled before the position in its turn; False where masked.
     `turn` (N, T) int32: index of the turn within its rollout, -1 where masked.
+    `legal` (N, T, K) bool: may the k-th control token be sampled at the position? False where masked.
     """
 
-    slot: npt.NDArray[np.int8]
+    slot: Codes
     alive: Bools
     turn: npt.NDArray[np.int32]
+    legal: Bools
 
 
 class BoundFormat:
     """A chat format in the ids of one tokenizer.
 
     `tokens` and `ids` (K,): the control tokens that are single tokens of it. `missing`: the markers that are
-    not; those are found in decoded text only, so slots do not see them. `legal_table` (len(SLOTS), K) bool.
+    not; slots and turns find them in the bytes that several tokens spell. `thinking`: the prompt of every turn
+    opens its reasoning block.
 
     Raises:
         ValueError: the tokenizer has none of the format's control tokens.
     """
 
-    def __init__(self, chat_format: ChatFormat, tokenizer: Tokenizer) -> None:
+    def __init__(self, chat_format: ChatFormat, tokenizer: Tokenizer, thinking: bool = False) -> None:
         # By membership: convert_tokens_to_ids answers an unknown token with the id of <unk>, often 0.
         vocab = tokenizer.get_vocab()
         known = [marker for marker in chat_format.markers if marker.text in vocab]
         if not known:
             wanted = " ".join(chat_format.role)
             raise ValueError(f"format {chat_format.name}: got a tokenizer with none of its tokens, expected {wanted}")
-        self.format, self._tokenizer = chat_format, tokenizer
+        self.format, self.thinking, self._tokenizer = chat_format, thinking, tokenizer
         self.tokens: tuple[str, ...] = tuple(marker.text for marker in known)
         self.ids: npt.NDArray[np.int64] = np.array([vocab[token] for token in self.tokens], np.int64)
         self.missing: tuple[str, ...] = tuple(text for text in chat_format.role if text not in vocab)
-        self._missing = spelled(self.missing)
-        roles = [marker.role for marker in known]
-        self.legal_table: Bools = np.array([[r in chat_format.legal[slot] for r in roles] for slot in SLOTS])
         # Tables by token code; the last entry of `_codes` stands for ids beyond the vocabulary.
         self._codes = np.full(max(vocab.values()) + 2, _ORDINARY, np.int8)
         blank = [i for token, i in vocab.items() if _MAYBE_BLANK.fullmatch(token)]
         self._codes[[i for i in blank if not tokenizer.decode([i]).strip()]] = _BLANK
         self._codes[self.ids] = _CONTROL + np.arange(len(known), dtype=np.int8)
-        self._ends = np.array([False, False, *(role == "end" for role in roles)])
-        self._after = np.array([_TEXT, _TEXT, *(SLOTS.index(AFTER[role]) for role in roles)], np.int8)
-        self._legal = np.concatenate([np.ones((len(SLOTS), _CONTROL), bool), self.legal_table], axis=1)
+        self._role = np.array([_NONE, _NONE, *(_ROLES[marker.role] for marker in known)], np.int8)
+        self._slot = np.array([SLOTS.index(slot) for pair in AFTER.values() for slot in pair], np.int8)
+        self._may = _may(chat_format.follow)
+        self._first = _ROLES["think_open" if thinking else "start"]
+        self._spelling = Spelling(chat_format, self.tokens, vocab)
 
-    def _coded(self, ids: npt.ArrayLike, mask: Bools) -> npt.NDArray[np.int8]:
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Role of each control token (K,)."""
+        return tuple(self.format.role[token] for token in self.tokens)
+
+    def _coded(self, ids: npt.ArrayLike, mask: Bools) -> Codes:
         """Token codes, ordinary where masked."""
-        codes: npt.NDArray[np.int8] = np.take(self._codes, np.asarray(ids, np.int64), mode="clip")
+        codes: Codes = np.take(self._codes, np.asarray(ids, np.int64), mode="clip")
         return np.where(mask, codes, np.int8(_ORDINARY))
 
-    def _starts(self, codes: npt.NDArray[np.int8], mask: Bools) -> Bools:
+    def _starts(self, codes: Codes, mask: Bools) -> Bools:
         """Where a turn starts: after a masked position, or after the end token of the turn before."""
         start = mask.copy()
-        start[:, 1:] &= ~mask[:, :-1] | self._ends[codes[:, :-1]]
+        start[:, 1:] &= ~mask[:, :-1] | (self._role[codes[:, :-1]] == _ROLES["end"])
         return start
 
     def turns(self, mask: npt.ArrayLike, ids: npt.ArrayLike | None = None) -> list[tuple[int, int]]:
@@ -109,14 +126,10 @@ class BoundFormat:
         """
         own = np.asarray(mask, bool)[None]
         codes = np.zeros(own.shape, np.int8) if ids is None else self._coded(np.asarray(ids)[None], own)
-        begins = np.flatnonzero(self._starts(codes, own)[0])
-        gaps = np.append(np.flatnonzero(~own[0]), own.shape[1])
-        # A turn ends where the next one begins or where the mask ends, whichever comes first.
-        ends = np.minimum(gaps[np.searchsorted(gaps, begins)], np.append(begins, own.shape[1])[1:])
-        return list(zip(begins.tolist(), ends.tolist(), strict=True))
+        return _spans(self._starts(codes, own)[0], own[0])
 
     def slots(self, ids: npt.ArrayLike, mask: npt.ArrayLike) -> SlotArrays:
-        """Slot, survival and turn of every position of `ids` (N, T), where `mask` (N, T) marks model tokens.
+        """Slot, survival, turn and legality at every position of `ids` (N, T); `mask` (N, T) marks model tokens.
 
         Raises:
             ValueError: ids and mask are not of one shape (N, T).
@@ -127,28 +140,46 @@ class BoundFormat:
         codes = self._coded(ids, mask)
         start = self._starts(codes, mask)
         position = np.arange(ids.shape[1], dtype=np.int32)
+        drawn = self._role[codes]  # (N, T) role of the marker that ends with the token, for its legality
+        after = drawn  # (N, T) the same, for the state behind it
+        if self._spelling.active:
+            drawn, after = drawn.copy(), drawn.copy()
+            self._spell(ids, mask, codes, start, drawn, after)
 
-        # The anchor of a position: where its turn started, or the position after the last control token.
+        # The anchor of a position: where its turn started, or the position after the last marker.
         fresh = start.copy()
-        fresh[:, 1:] |= codes[:, :-1] >= _CONTROL
-        state = np.full(ids.shape, _START, np.int8)
-        state[:, 1:] = self._after[codes[:, :-1]]
-        state[start] = _START
+        fresh[:, 1:] |= after[:, :-1] != _NONE
+        role = np.full(ids.shape, _ROLES["start"], np.int8)
+        role[:, 1:] = np.maximum(after[:, :-1], 0)
+        role[start] = self._first
         anchor = _latest(fresh, position)
-        slot = np.take_along_axis(state, np.maximum(anchor, 0), axis=1)
-
-        # What ordinary tokens since the anchor change: text after an opened call is its body, after a start or a
-        # closed call it is prose. White space alone is layout and changes nothing: the paper reads the
-        # probabilities of an opened call right after `<tool_call>\n`.
+        role = np.take_along_axis(role, np.maximum(anchor, 0), axis=1)
+        # White space alone is layout and changes nothing: the paper reads the probabilities of an opened call
+        # right after `<tool_call>\n`.
         spoken = _before(_latest(mask & (codes == _ORDINARY), position)) >= anchor
-        slot[spoken & (slot == _OPEN)] = _BODY
-        slot[spoken & ((slot == _START) | (slot == _CLOSE))] = _TEXT
+        state = 2 * role + spoken
 
-        illegal = mask & ~self._legal[slot, codes]
+        illegal = mask & (drawn != _NONE) & ~self._may[state, drawn]
         broken = _before(_latest(illegal, position)) >= np.maximum(_latest(start, position), 0)
-        slot[~mask] = -1
+        slot = np.where(mask, self._slot[state], np.int8(-1))
         turn = np.where(mask, np.cumsum(start, axis=1, dtype=np.int32) - 1, -1).astype(np.int32)
-        return SlotArrays(slot, mask & ~broken, turn)
+        legal = self._may[:, self._role[_CONTROL:]][state] & mask[..., None]  # (N, T, K)
+        return SlotArrays(slot, mask & ~broken, turn, legal)
+
+    def _spell(
+        self, ids: npt.NDArray[np.int64], mask: Bools, codes: Codes, start: Bools, drawn: Codes, after: Codes
+    ) -> None:
+        """Write the markers that several tokens spell into `codes`, `drawn` and `after`, all (N, T)."""
+        for n in range(len(ids)):
+            for begin, end in _spans(start[n], mask[n]):
+                control = codes[n, begin:end].astype(int) - _CONTROL
+                for event in self._spelling.events(ids[n, begin:end].tolist(), control.tolist()):
+                    own = slice(begin + event.first, begin + event.last + 1)
+                    codes[n, own][codes[n, own] == _ORDINARY] = _BLANK
+                    last = begin + event.last
+                    if drawn[n, last] == _NONE and event.drawn:
+                        drawn[n, last] = _ROLES[event.role]
+                    after[n, last] = _ROLES[event.role]
 
     def classify_ids(self, ids: npt.ArrayLike, stop: Stop | None = None, tools: Tools | None = None) -> Classified:
         """One assistant turn from its token ids (T,), with or without its end token.
@@ -157,26 +188,36 @@ class BoundFormat:
         """
         ids = np.asarray(ids, np.int64)
         codes = self._coded(ids, np.ones(ids.shape, bool))
-        pieces: list[str] = []
+        parts: list[str] = []
         begin = 0
         for cut in np.flatnonzero(codes >= _CONTROL).tolist():
-            pieces += self._text(ids[begin:cut])
-            pieces.append(self.tokens[codes[cut] - _CONTROL])
+            parts += [self._text(ids[begin:cut]), self.tokens[codes[cut] - _CONTROL]]
             begin = cut + 1
-        pieces += self._text(ids[begin:])
+        parts.append(self._text(ids[begin:]))
         if stop is None:
-            stop = "eos" if len(codes) and self._ends[codes[-1]] else "length"
-        return judge(self.format.parse(pieces), stop, tools)
+            stop = "eos" if len(codes) and self._role[codes[-1]] == _ROLES["end"] else "length"
+        return judge(self.format.parse(self._spelling.pieces(parts), self.thinking), stop, tools)
 
-    def _text(self, ids: npt.NDArray[np.int64]) -> list[str]:
-        """Pieces of ids without control tokens: what has no token of its own is found by spelling."""
-        text = self._tokenizer.decode(ids.tolist()) if len(ids) else ""
-        return self._missing.split(text) if self.missing else [text]
+    def _text(self, ids: npt.NDArray[np.int64]) -> str:
+        return self._tokenizer.decode(ids.tolist()) if len(ids) else ""
 
 
-def spelled(texts: Iterable[str]) -> re.Pattern[str]:
-    """A pattern that splits at any of `texts`, the longest first."""
-    return re.compile("(" + "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) + ")")
+def _may(follow: Mapping[str, tuple[str, str]]) -> Bools:
+    """May a marker of a role be sampled in a state? (2 * roles, roles); state 2 * role + (1 once text follows)."""
+    may = np.zeros((2 * len(AFTER), len(AFTER)), bool)
+    for role, pair in follow.items():
+        for spoken, allowed in enumerate(pair):
+            may[2 * _ROLES[role] + spoken, [_ROLES[other] for other in allowed.split()]] = True
+    return may
+
+
+def _spans(start: Bools, mask: Bools) -> list[tuple[int, int]]:
+    """Spans of the turns of one row, where `start` (T,) marks their first positions and `mask` (T,) their own."""
+    begins = np.flatnonzero(start)
+    gaps = np.append(np.flatnonzero(~mask), len(mask))
+    # A turn ends where the next one begins or where the mask ends, whichever comes first.
+    ends = np.minimum(gaps[np.searchsorted(gaps, begins)], np.append(begins, len(mask))[1:])
+    return list(zip(begins.tolist(), ends.tolist(), strict=True))
 
 
 def _latest(hit: Bools, position: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:

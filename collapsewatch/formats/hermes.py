@@ -1,20 +1,20 @@
-"""Hermes calls in ChatML turns: Qwen2.5, Qwen3 with and without `<think>`, SmolLM."""
+"""Hermes calls in ChatML turns: Qwen2.5, Qwen3 with and without `<think>`, SmolLM, Granite 4."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from ..records import Call, Slot
 from ..structure import Reason
-from .base import ChatFormat, Marker, json_call
+from .base import ChatFormat, Found, Marker, json_calls
 
 
 class Hermes(ChatFormat):
     """`<tool_call>\\n{"name": ..., "arguments": {...}}\\n</tool_call>`, parallel calls on lines of their own.
 
     `<|endoftext|>` ends a turn too: it is the second stop token of these families and the only one of their
-    base models. A reasoning block stands first or not at all, and `</think>` needs its `<think>`.
+    base models. A reasoning block stands first or not at all, and `</think>` needs its `<think>`, or a prompt
+    that has opened it.
     """
 
     name: ClassVar[str] = "hermes"
@@ -31,15 +31,13 @@ class Hermes(ChatFormat):
     )
     # A Qwen template renders content before a call, so a call opened after prose is legal for the probe, even
     # where the structure calls the turn polluted. An end at the start is an empty turn.
-    legal: ClassVar[Mapping[Slot, frozenset[str]]] = {
-        Slot.START: frozenset({"open", "think_open"}),
-        Slot.OPEN: frozenset(),
-        Slot.BODY: frozenset({"close"}),
-        Slot.CLOSE: frozenset({"open", "end"}),
-        Slot.TEXT: frozenset({"open", "end"}),
-        Slot.THINK: frozenset({"think_close"}),
-        Slot.END: frozenset(),
+    follow: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "start": ("open think_open", "open end"),
+        "think_open": ("think_close", "think_close"),
+        "think_close": ("open", "open end"),
+        "open": ("", "close"),
+        "close": ("open end", "open end"),
     }
 
-    def body(self, text: str) -> Call | Reason:
-        return json_call(text)
+    def calls(self, body: Sequence[str]) -> Found | Reason:
+        return json_calls(body[0])

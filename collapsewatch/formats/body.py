@@ -1,0 +1,88 @@
+"""What stands inside a call: JSON, strictly; and what can be saved of one that has lost its frame."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from ..records import Call
+from ..structure import Reason
+
+BARE_JSON = re.compile(r'\{\s*"name"\s*:\s*"[^"]*"\s*,\s*"(?:arguments|parameters)"\s*:')
+_OBJECT = re.compile(r'\{\s*"')
+_TRIES, _WINDOW = 64, 65_536  # places in one text, and characters of it, from which a call is tried to be saved
+_BLANK = " \t\n\r"
+
+
+class Found(NamedTuple):
+    """The calls of one body, never none, and the text that stands behind the last of them."""
+
+    calls: tuple[Call, ...]
+    rest: str = ""
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
+
+
+_STRICT = json.JSONDecoder(parse_constant=_refuse)
+
+
+def json_value(text: str) -> tuple[Any, str] | None:
+    """The JSON value (RFC 8259: no NaN, no bare line break) that `text` begins with, and the rest; None if none."""
+    try:
+        value, end = _STRICT.raw_decode(text, len(text) - len(text.lstrip(_BLANK)))
+    except (ValueError, RecursionError):  # nesting too deep for the interpreter is no value either
+        return None
+    return value, text[end:]
+
+
+def call_of(value: Any, arguments: str = "arguments") -> Call | Reason:
+    """The call that a JSON value states as `{"name": str, "<arguments>": {...}}`."""
+    if not isinstance(value, dict):
+        return Reason.CALL_NOT_OBJECT
+    name, given = value.get("name"), value.get(arguments)
+    if not isinstance(name, str) or not name:
+        return Reason.MISSING_NAME
+    if not isinstance(given, dict):
+        return Reason.ARGUMENTS_NOT_OBJECT
+    return Call(name, given)
+
+
+def json_calls(text: str, arguments: str = "arguments", array: bool = False, whole: bool = True) -> Found | Reason:
+    """The call, or with `array` the non-empty list of calls, that `text` states as JSON.
+
+    With `whole` nothing but white space may stand behind it; without, what does is the rest.
+    """
+    decoded = json_value(text)
+    if decoded is None or (whole and decoded[1].strip(_BLANK)):
+        return Reason.INVALID_JSON
+    value, rest = decoded
+    if not array:
+        call = call_of(value, arguments)
+        return call if isinstance(call, Reason) else Found((call,), rest)
+    if not isinstance(value, list) or not value:
+        return Reason.INVALID_SYNTAX
+    calls = [call_of(item, arguments) for item in value]
+    broken = [call for call in calls if isinstance(call, Reason)]
+    return broken[0] if broken else Found(tuple(call for call in calls if isinstance(call, Call)), rest)
+
+
+def json_salvage(text: str, keys: Sequence[str] = ("arguments", "parameters")) -> list[Call]:
+    """Calls stated as JSON objects anywhere in `text`, as far as bounded work finds them."""
+    found: list[Call] = []
+    text, end = text[:_WINDOW], 0
+    for tried, match in enumerate(_OBJECT.finditer(text)):
+        if tried == _TRIES:
+            break
+        if match.start() < end:
+            continue
+        try:
+            value, end = _STRICT.raw_decode(text, match.start())
+        except (ValueError, RecursionError):
+            continue
+        calls = (call_of(value, key) for key in keys)
+        found += [call for call in calls if isinstance(call, Call)][:1]
+    return found
