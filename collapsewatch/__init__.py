@@ -16,9 +16,10 @@ _PUBLIC = {
     "Monitor": "collapsewatch.monitor:Monitor",
     "analyze": "collapsewatch.report:analyze",
     "classify": "collapsewatch.structure:classify",
+    "format_for": "collapsewatch.formats.detect:format_for",
     "open_run": "collapsewatch.queries:open_run",
 }
-__all__ = ["CollapseCallback", "Monitor", "__version__", "analyze", "classify", "open_run"]
+__all__ = ["CollapseCallback", "Monitor", "__version__", "analyze", "classify", "format_for", "open_run"]
 
 
 def __getattr__(name: str) -> Any:

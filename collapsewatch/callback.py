@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import logging
 import math
 import sys
 import time
@@ -23,8 +24,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from .combine import RankMeasure, Sums, combine
 from .detectors import FA_PER_10K
-from .formats import format_named
 from .formats.base import BoundFormat
+from .formats.detect import AUTO, bind, check_name
 from .interventions import INTERVENTIONS
 from .interventions.base import Expert, Intervention, PromptRow, Training
 from .ledger import UID, Ledger, Seen
@@ -35,6 +36,8 @@ from .probe import ControlProbe
 from .records import Alarm, Applied, StepRecord
 from .supervisor import Supervisor
 
+_log = logging.getLogger(__name__)
+
 
 class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers carries no types
     """Measures every training step of a `GRPOTrainer`, raises alarms and, if asked, intervenes.
@@ -43,7 +46,8 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         logdir: folder that holds runs.
         name: the run's folder; by default the output folder's name and the time. A training that is resumed under
             the name it had goes on in the same record, with detection as it stood.
-        chat_format: the format the model is trained in; `pkg.mod:Class` for an outside one.
+        chat_format: the format the model is trained in; by default the one its chat template writes;
+            `pkg.mod:Class` for an outside one.
         fa_per_10k: false-alarm budget of the detector, per 10,000 steps.
         intervention: started when an alarm stands: a listed name, or an `Intervention`.
         expert: for supervised interventions: dataset rows -> expert dialogues as `TokenRow`s.
@@ -61,7 +65,7 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         logdir: Path | str = "logs",
         name: str | None = None,
         *,
-        chat_format: str = "hermes",
+        chat_format: str = AUTO,
         fa_per_10k: float = FA_PER_10K,
         intervention: str | Intervention | None = None,
         expert: Expert | None = None,
@@ -71,7 +75,8 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         on_record: Callable[[StepRecord, Sequence[Alarm], Sequence[Applied]], None] | None = None,
     ) -> None:
         self._logdir, self._name, self._config = Path(logdir), name, config
-        self._format = format_named(chat_format)
+        check_name(chat_format)
+        self._chat_format = chat_format
         self._fa_per_10k, self._keep_text, self._on_record = fa_per_10k, keep_text, on_record
         act = resolve(INTERVENTIONS, intervention, "intervention")() if isinstance(intervention, str) else intervention
         self._supervisor = None if act is None else Supervisor(act, cooldown)
@@ -100,7 +105,10 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         self._trainer = trainer
         accelerator, args = trainer.accelerator, trainer.args
         tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
-        self._bound: BoundFormat = self._format.bind(tokenizer)
+        template = getattr(trainer, "chat_template_kwargs", None) or {}
+        self._bound: BoundFormat = bind(self._chat_format, tokenizer, **template)
+        for note in self._bound.notes:
+            _log.warning("%s", note)
         self._tokenizer = tokenizer
         names = [self._name or f"{Path(args.output_dir).name}-{time.strftime('%Y%m%d-%H%M%S')}"]
         if accelerator.num_processes > 1:  # the ranks' clocks may stand in different seconds

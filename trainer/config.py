@@ -33,7 +33,7 @@ class TrainConfig:
     environment: str = "chain"
     """A listed environment, or `pkg.mod:Class`."""
     chat_format: str = "hermes"
-    """The chat format the model is trained in."""
+    """The chat format the model is trained in; `auto` takes the one its chat template writes."""
     steps: int = 100
     """Optimizer steps."""
     learning_rate: float = 1e-3

@@ -18,7 +18,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from collapsewatch.callback import CollapseCallback
 from collapsewatch.database import first_line
-from collapsewatch.formats import format_named
+from collapsewatch.formats.detect import bind, check_name
 from collapsewatch.interventions import INTERVENTIONS
 from collapsewatch.interventions.base import Intervention, PromptRow
 from collapsewatch.interventions.sft import TokenRow
@@ -54,7 +54,7 @@ def check(config: TrainConfig) -> None:
         UnknownPlugin: an environment, chat format or intervention that is neither listed nor importable.
     """
     load_environment(config.environment)
-    format_named(config.chat_format)
+    check_name(config.chat_format)
     _intervention(config)
     run_dir = Path(config.logdir) / config.name
     try:
@@ -98,7 +98,7 @@ def train(config: TrainConfig, on_record: OnRecord | None = None) -> Path:
         config=config.to_toml(),
         on_record=on_record,
     )
-    bound = format_named(config.chat_format).bind(tokenizer)
+    bound = bind(config.chat_format, tokenizer)
     try:
         args = grpo_args(config, str(run_dir / "checkpoints"), use_cpu=not torch.cuda.is_available())
         trainer = ToolTrainer(config, model, environment, renderer, bound, tasks, args, callbacks=[callback])

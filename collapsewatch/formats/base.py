@@ -44,6 +44,8 @@ class ChatFormat(ABC):
     """
     preamble: ClassVar[bool] = False
     """May prose stand before the first call? After a call it never may."""
+    single: ClassVar[bool] = False
+    """Does a turn hold one call, or one list of calls, only?"""
     implicit: ClassVar[str] = ""
     """Where a call begins in text that has no marker before it: an ASCII regular expression, empty for never."""
     bare: ClassVar[re.Pattern[str]] = BARE_JSON
@@ -101,7 +103,7 @@ class ChatFormat(ABC):
             parsed.body.append(text)
         elif state == "think":
             parsed.thought.append(text)  # an empty block is a block
-        elif state == "text" and self._implicit and (found := self._implicit.search(text)):
+        elif state == "text" and self._implicit and not parsed.attempted and (found := self._implicit.search(text)):
             parsed.say(text[: found.start()])
             parsed.open()
             parsed.body.append(text[found.start() :])
@@ -132,7 +134,7 @@ class ChatFormat(ABC):
             return "text"
         self._break_off(parsed, state, role)
         if role in ("open", "prefix"):
-            if self.sections and state not in ("section", "call"):
+            if (self.single and parsed.attempted) or (self.sections and state not in ("section", "call")):
                 parsed.defects.add(Reason.STRAY_OPEN)
             parsed.open()
             return "call" if role == "open" else "prefixed"

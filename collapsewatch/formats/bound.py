@@ -75,7 +75,7 @@ class BoundFormat:
 
     `tokens` and `ids` (K,): the control tokens that are single tokens of it. `missing`: the markers that are
     not; slots and turns find them in the bytes that several tokens spell. `thinking`: the prompt of every turn
-    opens its reasoning block.
+    opens its reasoning block. `notes`: what `format_for` could not make sure of.
 
     Raises:
         ValueError: the tokenizer has none of the format's control tokens.
@@ -102,6 +102,11 @@ class BoundFormat:
         self._may = _may(chat_format.follow)
         self._first = _ROLES["think_open" if thinking else "start"]
         self._spelling = Spelling(chat_format, self.tokens, vocab)
+        self.notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.format.name
 
     @property
     def roles(self) -> tuple[str, ...]:

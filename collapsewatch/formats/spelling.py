@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from .base import ChatFormat
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
-# Possessive repeats, so that a quote without its partner costs one pass.
-_BRACKETS = re.compile(rb"""("|')(?:(?!\1)[^\\]|\\.)*+\1|[\[{(]|[\]})]""", re.DOTALL)
+# A quote without its partner runs to the end, and repeats are possessive: one pass in all.
+_BRACKETS = re.compile(rb"""("|')(?:(?!\1)[^\\]|\\.)*+(?:\1|\\?\Z)|[\[{(]|[\]})]""", re.DOTALL)
 # Control tokens amid spelled text: 0xff is in no UTF-8, the private planes are in no text.
 _SIGN, _PLANE = 0xFF, 0x100000
 _PRIVATE = re.compile(f"[{chr(_PLANE)}-{chr(_PLANE + 0xFFFF)}]")
