@@ -34,6 +34,7 @@ from .records import (
     Tier,
     TurnRow,
 )
+from .shares import TurnCount
 
 LOCK_TIMEOUT_S = 3.0
 """How long a reader waits for whoever holds `run.duckdb`; a merge takes tens of milliseconds."""
@@ -142,6 +143,15 @@ class Run:
     def events(self) -> list[Event]:
         """Every event, in the order logged."""
         return [Event(*row) for row in self._rows("SELECT step, time, name, detail FROM events")]
+
+    def turn_counts(self) -> list[TurnCount]:
+        """How many turns of all ranks have each step, index, structure and reason."""
+        sql = """
+            SELECT step, turn, structure, reason, count(*) FROM turns AS row
+            JOIN (SELECT step, rank, max(logged) AS logged FROM steps GROUP BY ALL) AS valid USING (step, rank)
+            WHERE row.logged >= valid.logged GROUP BY ALL
+        """
+        return [TurnCount(*row) for row in self._rows(sql)]
 
     def last_step(self) -> int | None:
         """The highest step logged by rank 0; None when there is none."""

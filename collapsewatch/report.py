@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,12 @@ from .detectors import FA_PER_10K, spec
 from .importers import Imported
 from .plugins import UnknownPlugin
 from .records import Alarm, Driver, Event, Verdict
-from .tables import printable
+from .shares import Shares, tabulate
+from .tables import print_structure, printable
 from .verdict import Trace, decide, not_judged, replay, shares_verdict
+
+OWN = "collapsewatch"
+"""The source of our own runs, beside the importers'."""
 
 
 class ReportError(ValueError):
@@ -30,7 +34,8 @@ class ReportError(ValueError):
 class RunReport:
     """What is to say of one run. `steps` is (first, last, count), with None for a log without step numbers.
 
-    `reward` is the mean over the first, the best and the last window, or None without rewards.
+    `reward` is the mean over the first, the best and the last window, or None without rewards; `structure` is
+    None without turns.
     """
 
     name: str
@@ -49,6 +54,7 @@ class RunReport:
     unmapped: tuple[str, ...] = ()
     reward: tuple[float, float, float] | None = None
     interventions: int = 0
+    structure: Shares | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The object of `analyze --json`."""
@@ -77,7 +83,7 @@ class RunReport:
             "unmapped": list(self.unmapped),
             "reward": None if self.reward is None else dict(zip(("first", "best", "last"), self.reward, strict=True)),
             "interventions": self.interventions,
-        }
+        } | ({} if self.structure is None else {"structure": self.structure.to_dict()})
 
 
 def analyze(path: str | Path, *, format: str = "hermes", fa_per_10k: float | None = None) -> list[RunReport]:
@@ -113,25 +119,45 @@ def to_json(reports: Sequence[RunReport]) -> dict[str, Any]:
 
 
 def print_summary(reports: Sequence[RunReport], console: Console) -> None:
-    """A table with one row per run, and a line for each run that could not be judged."""
-    table = Table(show_edge=False, pad_edge=False)
-    for name in ("run", "verdict", "first mover", "token"):
-        table.add_column(name)
-    for name in ("steps", "onset", "detected", "reward first/best/last", "interventions"):
-        table.add_column(name, justify="right")
+    """A table with one row per run, a line for each thing that could not be judged, and the shares of transcripts.
+
+    A column that no run fills is left out.
+    """
+    names, rows = _WORDS + _NUMBERS, []
     for r in reports:
         verdict = f"{r.verdict} ({r.kind})" if r.kind else str(r.verdict)
         reward = "" if r.reward is None else " / ".join(f"{x:.2f}" for x in r.reward)
         words = (r.name, verdict, r.first_mover, r.token)
-        numbers = (str(r.steps[2]), _shown(r.onset_step), _shown(r.detected_step), reward)
-        row = (*words, *numbers, str(r.interventions or ""))
-        table.add_row(*(Text(printable(value)) for value in row), style=_STYLES[r.verdict])
+        numbers = (r.steps[2] or None, r.onset_step, r.detected_step, reward, r.interventions or None)
+        rows.append([printable(value) for value in (*words, *numbers)])
+    table = Table(show_edge=False, pad_edge=False)
+    told = [i for i in range(len(names)) if any(row[i] for row in rows)]
+    for i in told:
+        table.add_column(names[i], justify="left" if names[i] in _WORDS else "right")
+    for r, row in zip(reports, rows, strict=True):
+        table.add_row(*(Text(row[i]) for i in told), style=_STYLES[r.verdict])
     console.print(table)
+    for note, runs in _notes(reports).items():
+        console.print(Text(printable(f"{', '.join(runs)}: {note}")))
     for r in reports:
-        if r.verdict is Verdict.UNJUDGED and r.not_judged:
-            console.print(Text(printable(f"{r.name}: {r.not_judged[0][1]}")))
+        if r.structure and r.source != OWN:
+            print_structure(r.name, r.structure, console)
 
 
+def _notes(reports: Iterable[RunReport]) -> dict[str, list[str]]:
+    """What could not be judged of a whole run, with the names of the runs it is said of."""
+    notes: dict[str, list[str]] = {}
+    for r in reports:
+        said = [reason for stream, reason in r.not_judged if not stream]
+        if r.verdict is Verdict.UNJUDGED and not said:
+            said = [reason for _, reason in r.not_judged[:1]]
+        for note in said:
+            notes.setdefault(note, []).append(r.name)
+    return notes
+
+
+_WORDS = ("run", "verdict", "first mover", "token")
+_NUMBERS = ("steps", "onset", "detected", "reward first/best/last", "interventions")
 _STYLES: dict[Verdict, str] = {
     Verdict.HEALTHY: "green",
     Verdict.RECOVERED: "green",
@@ -141,10 +167,6 @@ _STYLES: dict[Verdict, str] = {
     Verdict.DEAD: "red",
     Verdict.UNJUDGED: "dim",
 }
-
-
-def _shown(step: int | None) -> str:
-    return "" if step is None else str(step)
 
 
 def _files(root: Path, own: Sequence[Path]) -> Iterable[Path]:
@@ -170,9 +192,10 @@ def _own_run(path: Path, fa_per_10k: float | None) -> RunReport:
             applied = sum(a.status == "applied" for a in run.applied())
             events = run.events()
             trace = replay(run.records(), events, fa_per_10k or _budget(events))
+            structure = tabulate(run.turn_counts())
     except Exception as error:  # whatever is wrong with one run, the others are still judged
-        return _broken(path, path.name, "collapsewatch", error)
-    return _judge(path.name, path, "collapsewatch", trace, applied=applied)
+        return _broken(path, path.name, OWN, error)
+    return replace(_judge(path.name, path, OWN, trace), interventions=applied, structure=structure)
 
 
 def _foreign(path: Path, format: str, fa_per_10k: float, named: bool) -> list[RunReport]:
@@ -196,14 +219,12 @@ def _broken(path: Path, name: str, source: str, error: Exception) -> RunReport:
 
 
 def _imported(run: Imported, fa_per_10k: float) -> RunReport:
-    if not run.dated:
-        return _undated(run)
-    return _judge(run.name, run.path, run.source, replay(run.records, (), fa_per_10k), run.unmapped)
+    report = _judge(run.name, run.path, run.source, replay(run.records, (), fa_per_10k)) if run.dated else _undated(run)
+    missed = (*report.not_judged, *(("", fault) for fault in run.faults))
+    return replace(report, not_judged=missed, unmapped=run.unmapped, structure=run.structure)
 
 
-def _judge(
-    name: str, path: Path, source: str, trace: Trace, unmapped: tuple[str, ...] = (), applied: int = 0
-) -> RunReport:
+def _judge(name: str, path: Path, source: str, trace: Trace) -> RunReport:
     verdict, kind, alarm, reward = decide(trace)
     drivers = alarm.drivers if alarm else ()
     mover = trace.movers.get(alarm.step, "") if alarm else ""
@@ -223,16 +244,13 @@ def _judge(
         evidence=drivers,
         alarms=tuple(trace.alarms),
         not_judged=not_judged(trace),
-        unmapped=unmapped,
         reward=reward,
-        interventions=applied,
     )
 
 
 def _undated(run: Imported) -> RunReport:
     """A log without step numbers has shares and no course: no onset, no alarm."""
     verdict, kind, shares = shares_verdict(run.records[0])
-    reasons = [("", "no step numbers: judged by its shares alone, no onset")]
     return RunReport(
         name=run.name,
         path=str(run.path),
@@ -240,6 +258,5 @@ def _undated(run: Imported) -> RunReport:
         verdict=verdict,
         kind=kind,
         evidence=shares,
-        not_judged=tuple(reasons),
-        unmapped=run.unmapped,
+        not_judged=(("", "no step numbers: judged by its shares alone, no onset"),),
     )

@@ -290,6 +290,18 @@ def test_the_summary_fits_no_terminal_and_is_not_cut(
     assert re.search(r"broken +│ collapsed \(length_runaway\) +│ truncated", outcome.out), outcome.out
 
 
+def test_untrusted_transcripts_reach_the_terminal_as_visible_text(command: Command, tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    row = {"model": HOSTILE, "text": f"<tool_call>{HOSTILE}", HOSTILE: 1}
+    path.write_text(f"{HOSTILE!r}\n" * 2 + json.dumps(row) + "\n" + HOSTILE.replace("\r\n", ""))
+    outcome = command("analyze", path)
+    assert outcome.code == 0 and outcome.err == ""
+    assert all(char.isprintable() for char in outcome.out.replace("\n", ""))
+    assert "<tool_call>[red]x[/red] \\x1b[31m" in outcome.out and "3 of 4 lines left out" in outcome.out
+    (run,) = strict(command("analyze", path, "--json").out)["runs"]
+    assert run["structure"]["reasons"][0]["examples"] == [{"line": 3, "text": f"<tool_call>{HOSTILE}"}]
+
+
 # -- interrupts ------------------------------------------------------------------------------------------------
 
 ENDS = {signal.SIGINT: (130, "interrupted"), signal.SIGKILL: (-9, "stopped")}

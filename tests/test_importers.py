@@ -156,14 +156,91 @@ def test_transcripts_are_classified_per_model_and_step(tmp_path: Path) -> None:
     assert b.records[0].step == 0 and b.records[0].metrics["turns"] == 1
 
 
+BAD = (
+    "{",
+    "7",
+    "[]",
+    '{"text": null}',
+    '{"txt": "x"}',
+    "[" * 100_000,
+    '{"text": "x", "step": ' + "1" * 5000 + "}",
+    "\0",
+)
+
+
+@pytest.mark.parametrize("bad", BAD, ids=lambda line: line[:24])
+@pytest.mark.parametrize("first", [False, True])
+def test_an_unreadable_line_costs_that_line_only(bad: str, first: bool, tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    good = [json.dumps({"text": CALL}), json.dumps({"text": "Fine."})]
+    path.write_text("\n".join([bad, "", *good] if first else [*good, "", bad]))
+    importer = find(path)
+    assert isinstance(importer, Transcripts)
+    (run,) = importer.read(path)
+    assert run.structure is not None and run.structure.turns == 2
+    (fault,) = run.faults
+    assert fault.startswith(f"1 of 3 lines left out, the first t.jsonl:{1 if first else 4}: got ") and len(fault) < 300
+
+
+def test_transcripts_without_a_readable_line_are_no_transcripts(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text("\n".join(BAD))
+    assert find(path) is None
+    with pytest.raises(ImportFailed, match=r"t.jsonl:1: got '\{'.*expected an object with `text`; so in all 8 lines"):
+        Transcripts().read(path)
+    path.write_text("\n\n")
+    with pytest.raises(ImportFailed, match="got no line"):
+        Transcripts().read(path)
+
+
+def test_fields_of_any_type_are_read_for_what_they_are_worth(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    huge = '{"text": "x", "model": "b", "step": 1' + "0" * 400 + ', "turn": NaN, "dialogue": [1]}'
+    path.write_text("\ufeff" + json.dumps({"text": "\ud800", "model": None, "turn": "3", "stop": ["x"]}) + "\n" + huge)
+    named, other = find(path).read(path)  # type: ignore[union-attr]
+    assert (named.name, other.name, named.faults) == ("t", "b", ())
+    assert named.structure is not None and named.structure.by_turn is not None
+    assert [part.at for part in named.structure.by_turn] == [3]
+    assert other.structure is not None and (other.structure.by_turn, other.dated) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("stop", "cut"),
+    [
+        *[(s, False) for s in ("eos", "stop", "tool_calls", "end_turn", "stop_sequence", "STOP", "error", None)],
+        *[(s, True) for s in ("length", "max_tokens", "model_length", "MAX_TOKENS")],
+    ],
+)
+def test_finish_reasons_are_read_as_servers_spell_them(stop: str | None, cut: bool, tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text(json.dumps({"text": CALL[:-3], "stop": stop}))
+    (run,) = Transcripts().read(path)
+    assert {o.stream: o.value for o in run.records[0].observations}["truncated"] == cut
+    assert run.structure is not None
+    assert [r.reason == "truncated" for r in run.structure.reasons] == [cut]
+
+
+def test_examples_are_the_first_turns_of_a_reason_that_differ(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    long = "user\na " + " ".join(map(str, range(999))) + " end"
+    path.write_text("\n".join(json.dumps({"text": t}) for t in (CALL, "user\nhi", "user\nhi", long, "user\nho", "")))
+    (run,) = Transcripts().read(path)
+    assert run.structure is not None
+    echo, empty = run.structure.reasons
+    assert [(e.line, e.text[:7], e.text[-4:]) for e in echo.examples] == [
+        (2, "user\nhi", "r\nhi"),
+        (4, "user\na ", " end"),
+    ]
+    assert len(echo.examples[1].text) == 160
+    assert (empty.reason, empty.examples[0].line, empty.examples[0].text) == ("empty", 6, "")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("trainer_state.json", '{"log_history": [', "got broken JSON"),
         ("trainer_state.json", '{"global_step": 3}', "got no list `log_history`"),
         ("trainer_state.json", '{"log_history": [{"step": 1, "loss": 2}]}', "1 rows without `reward`"),
-        ("a.jsonl", '{"text": "hi"}\n{"text": 3}\n', "a.jsonl:2"),
-        ("a.jsonl", '{"text": "hi"}\n{"text"', "a.jsonl:2"),
         ("a.log", "{'reward': object at 0x1}\n", "1 broken dict lines"),
     ],
 )

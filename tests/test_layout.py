@@ -22,6 +22,7 @@ PACKAGES = {
 LAYERS = (
     "records plugins",
     "formats structure detectors interventions journal combine",
+    "shares",
     "importers database probe measure supervisor verdict",
     "merge rows",
     "store queries tables",

@@ -15,7 +15,7 @@ from rich.console import Console
 from collapsewatch.detectors import Detection
 from collapsewatch.monitor import Monitor
 from collapsewatch.plugins import UnknownPlugin
-from collapsewatch.records import Applied, Event, Observation, StepRecord, Tier, Verdict
+from collapsewatch.records import Applied, Event, Observation, StepRecord, Structure, Tier, TurnRow, Verdict
 from collapsewatch.report import ReportError, analyze, print_summary, to_json
 from collapsewatch.store import Store
 from collapsewatch.verdict import decide, replay
@@ -140,6 +140,65 @@ def test_json_keeps_its_contract(tmp_path: Path) -> None:
     assert {tuple(row) for row in run["not_judged"]} == {("stream", "reason")}
 
 
+def transcripts(path: Path) -> Path:
+    """30 turns of 15 steps, the odd ones cut off mid-call, and a line that is none."""
+    rows = [{"step": i // 2, "turn": i % 2, "text": CALL[:-12] if i % 2 else CALL, "stop": "eos"} for i in range(30)]
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n{")
+    return path
+
+
+def test_json_of_transcripts_has_their_structure(tmp_path: Path) -> None:
+    (run,) = json.loads(json.dumps(to_json(analyze(transcripts(tmp_path / "t.jsonl"))), allow_nan=False))["runs"]
+    assert list(run)[-1] == "structure"
+    found = run["structure"]
+    half = {"tool_call": 0.5, "response": 0.0, "polluted": 0.5, "collapsed": 0.0}
+    assert found.pop("by_step") == [{"step": i, "turns": 2, "shares": half} for i in range(15)]
+    intact, broken = found.pop("by_turn")
+    assert intact == {"turn": 0, "turns": 15, "shares": dict.fromkeys(half, 0.0) | {"tool_call": 1.0}}
+    assert broken == {"turn": 1, "turns": 15, "shares": dict.fromkeys(half, 0.0) | {"polluted": 1.0}}
+    (reason,) = found.pop("reasons")
+    assert reason == {
+        "reason": "unclosed_call", "family": "structural", "count": 15, "share": 0.5,
+        "examples": [{"line": 2, "text": CALL[:-12]}],
+    }  # fmt: skip
+    assert found.pop("lenient_parse_rate") >= 0.5
+    assert found == {"turns": 30, "shares": half, "parse_rate": 0.5}
+    assert any(row["stream"] == "" and row["reason"].startswith("1 of 31 lines left out") for row in run["not_judged"])
+    (undated,) = analyze(untold(tmp_path / "u.jsonl"))
+    assert undated.structure is not None and undated.structure.to_dict() == {
+        "turns": 1, "shares": dict.fromkeys(half, 0.0) | {"response": 1.0}, "parse_rate": None,
+        "lenient_parse_rate": None, "by_step": None, "by_turn": None, "reasons": [],
+    }  # fmt: skip
+
+
+def untold(path: Path) -> Path:
+    path.write_text(json.dumps({"text": "It is noon."}))
+    return path
+
+
+def test_an_own_run_has_the_structure_of_its_valid_turns_on_all_ranks(tmp_path: Path) -> None:
+    def record(step: int, *reasons: str) -> StepRecord:
+        structure = {"ok": Structure.TOOL_CALL, "empty": Structure.COLLAPSED}
+        turns = (TurnRow(0, i, str(structure[r]), r, "eos", 9, 1, 0.0) for i, r in enumerate(reasons))
+        return StepRecord(step, 0.0, {}, (), (), tuple(turns))
+
+    for rank, logged in enumerate(
+        [(record(1, "empty"), record(2, "ok"), record(1, "ok", "empty")), (record(1, "ok"),)]
+    ):
+        store = Store(tmp_path / "run", rank)
+        for each in logged:
+            store.log_step(each)
+        store.close()
+    (report,) = analyze(tmp_path / "run")
+    assert report.structure is not None
+    found = report.structure.to_dict()
+    assert (found["turns"], found["shares"]["tool_call"], found["shares"]["collapsed"]) == (4, 0.75, 0.25)
+    assert [(p["step"], p["turns"], p["shares"]["tool_call"]) for p in found["by_step"]] == [(1, 3, 2 / 3), (2, 1, 1.0)]
+    assert [(p["turn"], p["turns"], p["shares"]["collapsed"]) for p in found["by_turn"]] == [(0, 3, 0.0), (1, 1, 1.0)]
+    assert [(r["reason"], r["count"], r["examples"]) for r in found["reasons"]] == [("empty", 1, [])]
+    assert found["parse_rate"] is None and found["lenient_parse_rate"] is None
+
+
 def folder(tmp_path: Path) -> Path:
     stored(tmp_path / "runs" / "mine", course(LOW, [0.5] * 40))
     rows = [{"step": t, "reward": 0.7, "completions/clipped_ratio": 0.0} for t in range(1, 20)]
@@ -192,6 +251,59 @@ def test_the_summary_has_a_row_per_run_and_a_line_per_broken_file(tmp_path: Path
     shown = text.getvalue()
     assert shown.count("healthy") == 2 and shown.count("broken: ") == 2
     assert "0.70 / 0.70 / 0.70" in shown
+
+
+def shown(path: Path, width: int) -> str:
+    text = io.StringIO()
+    print_summary(analyze(path), Console(file=text, width=width))
+    return text.getvalue()
+
+
+def test_of_transcripts_the_summary_shows_shares_and_reasons_also_on_a_narrow_terminal(tmp_path: Path) -> None:
+    for width in (80, 200):
+        lines = shown(transcripts(tmp_path / "t.jsonl"), width).splitlines()
+        assert max(map(len, lines)) <= width
+        rows = {tuple(line.split()[: -5 if "%" in line else None]): line.split()[-5:] for line in lines}
+        assert rows["all",] == ["30", "50.0%", "0.0%", "50.0%", "0.0%"]
+        assert [name for name in rows if name[:1] == ("step",)] == [
+            ("step", "0"),
+            ("step", "14"),
+        ]  # all alike: no worst
+        assert rows["turn", "1"] == ["15", "0.0%", "0.0%", "100.0%", "0.0%"]
+        (reason,) = (line for line in lines if "unclosed_call" in line)
+        assert reason.split()[:5] == ["unclosed_call", "15", "50.0%", "structural", "2"]
+        assert reason.split()[5].startswith("<tool_call>")
+        assert sum("1 of 31 lines left out" in line for line in lines) == 1
+
+
+def test_of_many_steps_the_first_the_worst_and_the_last_are_shown(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text("\n".join(json.dumps({"step": s, "text": "" if s == 7 else "Fine."}) for s in range(40)))
+    assert [line.split("  ")[0] for line in shown(path, 100).splitlines() if line.startswith("step ")] == [
+        "step 0", "step 7 (worst)", "step 39",
+    ]  # fmt: skip
+
+
+def test_columns_that_no_run_fills_are_left_out(tmp_path: Path) -> None:
+    head = shown(untold(tmp_path / "t.jsonl"), 80).splitlines()[0]
+    assert head.split() == ["run", "┃", "verdict"]
+    stored(tmp_path / "run", spike())
+    assert all(name in shown(tmp_path, 200).splitlines()[0] for name in ("first mover", "onset", "interventions"))
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="needs the shared transcripts")
+def test_real_transcripts_are_told_apart_by_their_shares() -> None:
+    path = DATA / "transcripts" / "ace_dialogues_dev.jsonl"
+    said = {"healthy_call": "tool_call", "healthy_response": "response"}
+    labels: dict[str, list[str]] = {}
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        labels.setdefault(row["model"], []).append(said.get(row["label"], row["label"]))
+    for report in analyze(path):
+        own = labels[report.name]
+        assert report.structure is not None and report.structure.turns == len(own)
+        for structure, share in report.structure.shares.items():
+            assert share == pytest.approx(own.count(structure) / len(own), abs=0.02), (report.name, structure)
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="needs the shared logs")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..records import Observation, StepRecord
+from ..shares import Shares
 
 
 class ImportFailed(ValueError):
@@ -21,6 +22,7 @@ class Imported:
     """One run out of a foreign log: its records in step order, and the names nobody knows here.
 
     `dated` is false when the log has no step numbers: then there is one record over everything, of step 0.
+    `faults` says what of the file could not be read; `structure` is there when the log holds turns.
     """
 
     name: str
@@ -29,6 +31,8 @@ class Imported:
     records: tuple[StepRecord, ...]
     unmapped: tuple[str, ...] = ()
     dated: bool = True
+    faults: tuple[str, ...] = ()
+    structure: Shares | None = None
 
 
 class Importer(ABC):
@@ -78,7 +82,7 @@ def number(value: Any) -> float:
         return float("nan")
     try:
         return float(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # an integer too large
         return float("nan")
 
 
