@@ -185,9 +185,10 @@ def judge(parsed: Parsed, stop: Stop, tools: Tools | None = None) -> Classified:
     if reason is not None:
         return Classified(Structure.COLLAPSED, reason, tuple(parsed.calls), parsed.attempted, parsed.recovered)
     defects = set(parsed.defects)
-    if _ROLE_ECHO.search(prose):
+    # The words first: finding that they are not there is many times cheaper than the patterns.
+    if any(role in prose for role in _ROLES) and _ROLE_ECHO.search(prose):
         defects.add(Reason.ROLE_ECHO)
-    if _RESULT_ECHO.search(prose):
+    if "xecution result" in prose and _RESULT_ECHO.search(prose):
         defects.add(Reason.HALLUCINATED_RESPONSE)
     if not parsed.attempted and not _has_content(prose):
         defects.add(Reason.NO_ANSWER)

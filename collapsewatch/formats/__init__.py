@@ -18,6 +18,22 @@ if TYPE_CHECKING:
 
 FORMATS: dict[str, str] = {
     "hermes": "collapsewatch.formats.hermes:Hermes",
+    "qwen3_coder": "collapsewatch.formats.qwen3_coder:Qwen3Coder",
+    "gemma": "collapsewatch.formats.gemma:Gemma",
+    "react": "collapsewatch.formats.react:React",
+    "deepseek_v3": "collapsewatch.formats.deepseek:DeepSeekV3",
+    "deepseek_v31": "collapsewatch.formats.deepseek:DeepSeekV31",
+    "deepseek_v32": "collapsewatch.formats.deepseek:DeepSeekV32",
+    "kimi_k2": "collapsewatch.formats.kimi_k2:KimiK2",
+    "glm4": "collapsewatch.formats.glm4:Glm4",
+    "gpt_oss": "collapsewatch.formats.gpt_oss:GptOss",
+    "llama3": "collapsewatch.formats.llama3:Llama3",
+    "llama4": "collapsewatch.formats.llama4:Llama4",
+    "olmo3": "collapsewatch.formats.olmo3:Olmo3",
+    "bracket": "collapsewatch.formats.bracket:Bracket",
+    "mistral": "collapsewatch.formats.mistral:Mistral",
+    "granite": "collapsewatch.formats.granite:Granite",
+    "phi4_mini": "collapsewatch.formats.phi4_mini:Phi4Mini",
 }
 
 

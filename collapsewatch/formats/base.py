@@ -55,6 +55,7 @@ class ChatFormat(ABC):
         self.role = {marker.text: marker.role for marker in self.markers}
         self.sections = "section_open" in self.role.values()
         self._marker = spelled(self.role)
+        self._longest = max(map(len, self.role)) - 1
         self._implicit = re.compile(self.implicit) if self.implicit else None
         # Half a marker, its last or its first character missing; shorter halves are ordinary words.
         signs = [text for text in self.role if len(text) >= 6 and not text[0].isalnum()]
@@ -83,6 +84,8 @@ class ChatFormat(ABC):
             state = self._mark(parsed, state, piece) if index % 2 else self._read(parsed, state, piece)
         if state != "end":
             self._leave(parsed, state)
+        if any(map(self._splits, pieces[:-2:2], pieces[2::2])):
+            parsed.defects.add(Reason.BROKEN_MARKER)
         return self.finish(parsed)
 
     def finish(self, parsed: Parsed) -> Parsed:
@@ -178,6 +181,12 @@ class ChatFormat(ABC):
             parsed.close(self.calls(parsed.body))
             if not parsed.ended:
                 parsed.unfinished |= parsed.defects - before
+
+    def _splits(self, before: str, behind: str) -> bool:
+        """Does the marker between two pieces of text cut another marker in two?"""
+        tail, head = before[-self._longest :], behind[: self._longest]
+        found = self._marker.search(tail + head) if tail and head else None
+        return found is not None and found.start() < len(tail) < found.end()
 
     def _is_broken(self, text: str) -> bool:
         """Does the text hold half a marker? One that ordinary tokens spell out in full is none."""

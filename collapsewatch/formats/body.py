@@ -39,6 +39,12 @@ def json_value(text: str) -> tuple[Any, str] | None:
     return value, text[end:]
 
 
+def untyped(text: str) -> Any:
+    """The value that `text` states where a syntax knows no types: JSON other than a string, else the text itself."""
+    decoded = json_value(text)
+    return text if decoded is None or decoded[1].strip(_BLANK) or isinstance(decoded[0], str) else decoded[0]
+
+
 def call_of(value: Any, arguments: str = "arguments") -> Call | Reason:
     """The call that a JSON value states as `{"name": str, "<arguments>": {...}}`."""
     if not isinstance(value, dict):
@@ -68,6 +74,30 @@ def json_calls(text: str, arguments: str = "arguments", array: bool = False, who
     calls = [call_of(item, arguments) for item in value]
     broken = [call for call in calls if isinstance(call, Reason)]
     return broken[0] if broken else Found(tuple(call for call in calls if isinstance(call, Call)), rest)
+
+
+def json_series(
+    text: str, between: re.Pattern[str], at: int = 0, keys: Sequence[str] = ("arguments",)
+) -> Found | Reason:
+    """The calls that `text[at:]` states as JSON objects divided by `between`, and the rest; linear.
+
+    `between` also matches the white space around it. `keys`: what the arguments may be called, the usual first.
+    """
+    calls: list[Call] = []
+    while True:
+        try:
+            value, at = _STRICT.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            return Reason.INVALID_JSON
+        stated = [call_of(value, key) for key in keys]
+        call = next((call for call in stated if isinstance(call, Call)), stated[0])
+        if isinstance(call, Reason):
+            return call
+        calls.append(call)
+        divided = between.match(text, at)
+        if divided is None:
+            return Found(tuple(calls), text[at:])
+        at = divided.end()
 
 
 def json_salvage(text: str, keys: Sequence[str] = ("arguments", "parameters")) -> list[Call]:

@@ -1,0 +1,62 @@
+"""XML calls in ChatML turns: Qwen3-Coder, Qwen3.5 and later, Nemotron 3, Step 3.5."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from ..records import Call
+from ..structure import Reason
+from .base import Found
+from .body import untyped
+from .hermes import Hermes
+
+_OPENER = re.compile(r"\s*<function=([^<>\n]*)>")
+_PARAMETER = re.compile(r"\s*<parameter=([^<>\n]+)>(.*?)</parameter>", re.DOTALL)
+_CLOSER = re.compile(r"\s*</function>\s*\Z")
+_LOOSE_CALL = re.compile(r"<function=([^<>\n]+)>(.*?)(?:</function>|\Z)", re.DOTALL)
+_LOOSE_PARAMETER = re.compile(r"<parameter=([^<>\n]+)>(.*?)(?:</parameter>|(?=<parameter=)|\Z)", re.DOTALL)
+
+
+class Qwen3Coder(Hermes):
+    """`<tool_call>\\n<function=NAME>\\n<parameter=KEY>\\nVALUE\\n</parameter>\\n</function>\\n</tool_call>`.
+
+    The markers and their order are those of Hermes; the tags within a call are ordinary text. A value has no
+    type: it is the JSON value it states, else a string, less one line break at either end. The prompt of these
+    families allows prose before a call and forbids it after.
+    """
+
+    name: ClassVar[str] = "qwen3_coder"
+    preamble: ClassVar[bool] = True
+    bare: ClassVar[re.Pattern[str]] = re.compile(r"<function=[^<>\s]{1,256}>")
+
+    def calls(self, body: Sequence[str]) -> Found | Reason:
+        text = body[0]
+        opener = _OPENER.match(text)
+        if opener is None:
+            return Reason.INVALID_SYNTAX
+        if not opener[1].strip():
+            return Reason.MISSING_NAME
+        arguments: dict[str, Any] = {}
+        at = opener.end()
+        while parameter := _PARAMETER.match(text, at):
+            key, value = parameter.groups()
+            # A tag inside a value is what a lost closing tag looks like.
+            if key in arguments or "<parameter=" in value or "<function=" in value or "</function>" in value:
+                return Reason.INVALID_SYNTAX
+            arguments[key] = untyped(_trimmed(value))
+            at = parameter.end()
+        return Found((Call(opener[1], arguments),)) if _CLOSER.match(text, at) else Reason.INVALID_SYNTAX
+
+    def salvage(self, text: str) -> list[Call]:
+        return [
+            Call(name, {key: untyped(_trimmed(value)) for key, value in _LOOSE_PARAMETER.findall(inside)})
+            for name, inside in _LOOSE_CALL.findall(text[:65_536])
+            if name.strip()
+        ]
+
+
+def _trimmed(value: str) -> str:
+    """A value without the one line break that the template puts at either end."""
+    return value.removeprefix("\n").removesuffix("\n")
