@@ -9,6 +9,7 @@ from math import exp, isfinite, sqrt
 from statistics import fmean, median, pvariance
 from typing import NamedTuple
 
+from .curves import Curves
 from .detectors import FA_PER_10K, Detection, build, spec
 from .detectors.baseline import USABLE
 from .detectors.policy import CULPRIT
@@ -38,6 +39,7 @@ class Trace:
     counts: dict[str, int] = field(default_factory=dict)
     alarms: list[Alarm] = field(default_factory=list)
     movers: dict[int, str] = field(default_factory=dict)  # by the step of the alarm
+    curves: Curves = field(default_factory=Curves)
 
 
 def replay(records: Iterable[StepRecord], events: Iterable[Event] = (), fa_per_10k: float = FA_PER_10K) -> Trace:
@@ -50,6 +52,7 @@ def replay(records: Iterable[StepRecord], events: Iterable[Event] = (), fa_per_1
             if alarm.tier is Tier.ALARM:
                 trace.movers[alarm.step] = detection.first_mover()
         trace.steps.append(record.step)
+        trace.curves.take(record)
         reward = record.metrics.get("reward")
         if reward is not None and isfinite(reward):
             trace.reward.append(reward)

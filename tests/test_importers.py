@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collapsewatch.importers import IMPORTERS, ImportFailed, find
-from collapsewatch.importers.base import number, scalars
+from collapsewatch.importers import IMPORTERS, ImportFailed, Source, find
+from collapsewatch.importers.columns import Columns, number, series
 from collapsewatch.importers.trainer_state import TrainerState
 from collapsewatch.importers.transcripts import Transcripts
 from collapsewatch.importers.trl_console import TrlConsole
@@ -36,7 +36,7 @@ def test_every_importer_refuses_what_is_not_its_own(name: str, tmp_path: Path) -
         for suffix in (".json", ".jsonl", ".log", ".csv", ""):
             path = tmp_path / f"file{i}{suffix}"
             path.write_bytes(content)
-            assert importer.sniff(path) is False
+            assert importer.sniff(Source(path)) is False
 
 
 def test_trainer_state_gives_metrics_under_trl_names_and_truncation_as_a_stream(tmp_path: Path) -> None:
@@ -54,9 +54,9 @@ def test_trainer_state_gives_metrics_under_trl_names_and_truncation_as_a_stream(
         {"step": 10, "train_runtime": 12.0},
     ]
     path = state(tmp_path / "my_run" / "checkpoint-10" / "trainer_state.json", rows)
-    importer = find(path)
+    importer = find(Source(path))
     assert isinstance(importer, TrainerState)
-    (run,) = importer.read(path)
+    (run,) = importer.read(Source(path))
     assert (run.name, run.dated, run.unmapped) == ("my_run", True, ("my/own",))
     first, last = run.records
     assert (first.step, last.step) == (5, 10)
@@ -78,12 +78,12 @@ def test_of_a_run_s_checkpoints_the_last_is_read_unless_one_is_named(tmp_path: P
 
 
 def test_a_new_name_wins_over_the_old_one_beside_it() -> None:
-    (record,), _ = scalars([(1, {"completion_length": 9, "completions/mean_length": 7})])
+    (record,), _, _ = series([(1, {"completion_length": 9, "completions/mean_length": 7})], Columns())
     assert record.metrics == {"completions/mean_length": 7.0}
 
 
 def test_calls_per_rollout_bound_the_share_of_rollouts_without_one() -> None:
-    records, _ = scalars([(1, {"tools/call_frequency": 0.25}), (2, {"tools/call_frequency": 3.0})])
+    records = series([(1, {"tools/call_frequency": 0.25}), (2, {"tools/call_frequency": 3.0})], Columns()).records
     assert [r.observations[0].value for r in records] == [0.75, 0.0]
     assert records[0].observations[0].stream == "no_call"
 
@@ -112,9 +112,9 @@ def test_console_takes_steps_from_redrawn_bars_although_the_rows_come_late(tmp_p
     ]
     path = tmp_path / "run.log"
     path.write_text(bars + "\n" + "\n".join(rows) + "\n")
-    importer = find(path)
+    importer = find(Source(path))
     assert isinstance(importer, TrlConsole)
-    (run,) = importer.read(path)
+    (run,) = importer.read(Source(path))
     assert [(r.step, r.metrics["reward"]) for r in run.records] == [
         (5, 0.9),
         (10, 0.8),
@@ -128,9 +128,9 @@ def test_console_takes_steps_from_redrawn_bars_although_the_rows_come_late(tmp_p
 def test_console_without_bars_counts_rows_and_prefers_a_step_it_is_told(tmp_path: Path) -> None:
     path = tmp_path / "out.txt"
     path.write_text("{'reward': 1.0}\n{'reward': 0.5}\n")
-    assert [r.step for r in TrlConsole().read(path)[0].records] == [1, 2]
+    assert [r.step for r in TrlConsole().read(Source(path))[0].records] == [1, 2]
     path.write_text("{'reward': 1.0, 'step': 51}\n{'reward': 0.5, 'step': '52'}\n")
-    assert [r.step for r in TrlConsole().read(path)[0].records] == [51, 52]
+    assert [r.step for r in TrlConsole().read(Source(path))[0].records] == [51, 52]
 
 
 def test_transcripts_are_classified_per_model_and_step(tmp_path: Path) -> None:
@@ -143,9 +143,9 @@ def test_transcripts_are_classified_per_model_and_step(tmp_path: Path) -> None:
     ]
     path = tmp_path / "turns.jsonl"
     path.write_text("\n\n".join(map(json.dumps, turns)))
-    importer = find(path)
+    importer = find(Source(path))
     assert isinstance(importer, Transcripts)
-    a, b = importer.read(path)
+    a, b = importer.read(Source(path))
     assert (a.name, a.dated, b.name, b.dated, a.unmapped) == ("a", True, "b", False, ("label",))
     rates = {o.stream: (o.value, o.n) for o in a.records[0].observations}
     assert rates["collapsed"] == (pytest.approx(2 / 3), 2)
@@ -174,9 +174,9 @@ def test_an_unreadable_line_costs_that_line_only(bad: str, first: bool, tmp_path
     path = tmp_path / "t.jsonl"
     good = [json.dumps({"text": CALL}), json.dumps({"text": "Fine."})]
     path.write_text("\n".join([bad, "", *good] if first else [*good, "", bad]))
-    importer = find(path)
+    importer = find(Source(path))
     assert isinstance(importer, Transcripts)
-    (run,) = importer.read(path)
+    (run,) = importer.read(Source(path))
     assert run.structure is not None and run.structure.turns == 2
     (fault,) = run.faults
     assert fault.startswith(f"1 of 3 lines left out, the first t.jsonl:{1 if first else 4}: got ") and len(fault) < 300
@@ -185,19 +185,19 @@ def test_an_unreadable_line_costs_that_line_only(bad: str, first: bool, tmp_path
 def test_transcripts_without_a_readable_line_are_no_transcripts(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text("\n".join(BAD))
-    assert find(path) is None
+    assert find(Source(path)) is None
     with pytest.raises(ImportFailed, match=r"t.jsonl:1: got '\{'.*expected an object with `text`; so in all 8 lines"):
-        Transcripts().read(path)
+        Transcripts().read(Source(path))
     path.write_text("\n\n")
     with pytest.raises(ImportFailed, match="got no line"):
-        Transcripts().read(path)
+        Transcripts().read(Source(path))
 
 
 def test_fields_of_any_type_are_read_for_what_they_are_worth(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     huge = '{"text": "x", "model": "b", "step": 1' + "0" * 400 + ', "turn": NaN, "dialogue": [1]}'
     path.write_text("\ufeff" + json.dumps({"text": "\ud800", "model": None, "turn": "3", "stop": ["x"]}) + "\n" + huge)
-    named, other = find(path).read(path)  # type: ignore[union-attr]
+    named, other = find(Source(path)).read(Source(path))  # type: ignore[union-attr]
     assert (named.name, other.name, named.faults) == ("t", "b", ())
     assert named.structure is not None and named.structure.by_turn is not None
     assert [part.at for part in named.structure.by_turn] == [3]
@@ -214,7 +214,7 @@ def test_fields_of_any_type_are_read_for_what_they_are_worth(tmp_path: Path) -> 
 def test_finish_reasons_are_read_as_servers_spell_them(stop: str | None, cut: bool, tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text(json.dumps({"text": CALL[:-3], "stop": stop}))
-    (run,) = Transcripts().read(path)
+    (run,) = Transcripts().read(Source(path))
     assert {o.stream: o.value for o in run.records[0].observations}["truncated"] == cut
     assert run.structure is not None
     assert [r.reason == "truncated" for r in run.structure.reasons] == [cut]
@@ -224,7 +224,7 @@ def test_examples_are_the_first_turns_of_a_reason_that_differ(tmp_path: Path) ->
     path = tmp_path / "t.jsonl"
     long = "user\na " + " ".join(map(str, range(999))) + " end"
     path.write_text("\n".join(json.dumps({"text": t}) for t in (CALL, "user\nhi", "user\nhi", long, "user\nho", "")))
-    (run,) = Transcripts().read(path)
+    (run,) = Transcripts().read(Source(path))
     assert run.structure is not None
     echo, empty = run.structure.reasons
     assert [(e.line, e.text[:7], e.text[-4:]) for e in echo.examples] == [
@@ -247,10 +247,10 @@ def test_examples_are_the_first_turns_of_a_reason_that_differ(tmp_path: Path) ->
 def test_a_broken_file_says_what_is_wrong(name: str, content: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_text(content)
-    importer = find(path)
+    importer = find(Source(path))
     assert importer is not None
     with pytest.raises(ImportFailed, match=message):
-        importer.read(path)
+        importer.read(Source(path))
 
 
 @pytest.mark.skipif(not LOGS.exists(), reason="needs the shared logs")
@@ -259,9 +259,9 @@ def test_real_logs_are_recognised_and_numbered() -> None:
     seen = 0
     for name in manifest:
         for path in sorted((LOGS / name).iterdir()):
-            importer = find(path)
+            importer = find(Source(path))
             if importer is not None and name.startswith("trl_"):
-                (run,) = importer.read(path)
+                (run,) = importer.read(Source(path))
                 steps = [r.step for r in run.records]
                 assert steps == sorted(set(steps)) and len(steps) >= 40
                 seen += 1

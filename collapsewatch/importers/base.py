@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from math import isfinite
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..records import Observation, StepRecord
+from ..records import StepRecord
 from ..shares import Shares
+from .columns import Columns, series
+from .source import Source
 
 
 class ImportFailed(ValueError):
     """A file that an importer recognised and could not read."""
+
+
+class NoTraining(ImportFailed):
+    """A file that an importer can read, and in it no step of training by reinforcement learning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,84 +41,90 @@ class Imported:
     structure: Shares | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A file or folder of which nothing could be read, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a user says of logs: the chat format of texts, and `names`, column to metric (`columns.CANONICAL`)."""
+
+    format: str = "hermes"
+    names: Mapping[str, str] = field(default_factory=dict)
+
+
+_RANK = re.compile(r"(?<![a-z])rank[_-]?\d+[_.-]?|[_.-]?rank[_-]?\d+$", re.IGNORECASE)
+_SAYING_NOTHING = re.compile(
+    r"(?:grpo|train|training|trainer|run|main|console|log|logs|metrics|output|out|progress|stdout|stderr|slurm|"
+    r"trainer_state|log_history|history|results|rank|\d+)(?:[_.-]?(?:log|logs|metrics|out|state|\d+))*",
+    re.IGNORECASE,
+)
+
+
 class Importer(ABC):
     """Reads one kind of foreign log."""
 
     source: ClassVar[str]
 
-    def __init__(self, format: str = "hermes") -> None:
-        self.format = format  # the chat format, for those that read text
+    def __init__(self, options: Options = Options()) -> None:
+        self.options = options
 
     @abstractmethod
-    def sniff(self, path: Path) -> bool:
-        """Is this file one of ours? Reads its beginning at most, and never raises on its contents."""
+    def sniff(self, source: Source) -> bool:
+        """Is this file one of ours? Looks at its name and its head at most, and never raises on its contents."""
 
     def superseded(self, path: Path) -> bool:
         """Does another file beside it hold all of this one? Then a folder is read without it."""
         return False
 
     @abstractmethod
-    def read(self, path: Path) -> list[Imported]:
+    def read(self, source: Source) -> list[Imported]:
         """The runs in the file.
 
         Raises:
-            ImportFailed: the file is broken or holds no step of training.
+            ImportFailed: the file is broken or, as `NoTraining`, holds no step of training.
         """
 
+    def home(self, path: Path) -> Path:
+        """What all files of one run have in common: its folder, say; by default the path without a rank's number."""
+        return path.with_name(_RANK.sub("", path.name))
 
-ALIASES: dict[str, str] = {
-    "completion_length": "completions/mean_length",  # TRL before 0.16
-    "clipped_ratio": "completions/clipped_ratio",
-    "mean_reward": "reward",
-}
-_EXACT = frozenset(
-    {"epoch", "entropy", "frac_reward_zero_std", "grad_norm", "kl", "learning_rate", "loss", "num_tokens"}
-    | {"reward", "reward_std", "step", "step_time", "tools/call_frequency", "tools/failure_frequency"}
-)
-_PREFIXES = ("clip_ratio/", "completions/", "environment/", "profiling/", "rewards/", "sampling/")
+    def read_all(self, sources: Sequence[Source]) -> list[Imported]:
+        """The runs in the files of one home; of those with one name (a run's ranks) the values are averaged.
+
+        Raises:
+            ImportFailed: as `read`.
+        """
+        return [run for source in sources for run in self.read(source)]
+
+    def scalars(
+        self,
+        source: Source,
+        rows: Iterable[tuple[int | None, Mapping[str, Any]]],
+        name: str = "",
+        faults: tuple[str, ...] = (),
+    ) -> Imported:
+        """The run of (step, logged values) rows; its name is the file's unless given.
+
+        Raises:
+            NoTraining: no row tells a metric of training.
+        """
+        found = series(rows, Columns(self.options.names))
+        if not found.records:
+            raise NoTraining(f"{source.name}: got no row with a metric of training, expected rows of training")
+        name = name or run_name(source)
+        return Imported(name, self.source, source.path, found.records, found.unmapped, faults=faults + found.faults)
 
 
-def number(value: Any) -> float:
-    """A number out of a log, NaN for anything else: loggers print numbers as text, and `nan` among them.
+def run_name(source: Source) -> str:
+    """What to call the run of a file: by its name, or by its folder's where half of all runs have such a file.
 
-    >>> number("1.5e-6"), number(True), number("n/a")
-    (1.5e-06, nan, nan)
+    >>> run_name(Source(Path("logs/seed3/train.log"))), run_name(Source(Path("logs/seed3.log.gz")))
+    ('seed3', 'seed3')
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return float("nan")
-    try:
-        return float(value)
-    except (ValueError, OverflowError):  # an integer too large
-        return float("nan")
-
-
-def scalars(rows: Iterable[tuple[int, Mapping[str, Any]]]) -> tuple[tuple[StepRecord, ...], tuple[str, ...]]:
-    """Records out of (step, logged values) rows, and the names without a meaning here.
-
-    Of a step logged twice the later row counts. Values that are not finite are left out. What logs say of
-    structure becomes a stream; one prompt group is assumed, because no log tells how many there were.
-    """
-    records: dict[int, StepRecord] = {}
-    unmapped: set[str] = set()
-    for step, row in rows:
-        metrics: dict[str, float] = {}
-        for key, raw in row.items():
-            value = number(raw)
-            name = ALIASES.get(key, key)
-            if name not in _EXACT and not name.startswith(_PREFIXES):
-                unmapped.add(key)
-            if isfinite(value) and (name == key or name not in row):
-                metrics[name] = value
-        metrics.pop("step", None)
-        records[step] = StepRecord(step, 0.0, metrics, tuple(_streams(metrics)))
-    return tuple(records[s] for s in sorted(records)), tuple(sorted(unmapped))
-
-
-def _streams(metrics: Mapping[str, float]) -> Iterable[Observation]:
-    cut = metrics.get("completions/clipped_ratio")
-    if cut is not None and 0 <= cut <= 1:
-        yield Observation("truncated", cut, 1)
-    calls = metrics.get("tools/call_frequency")
-    if calls is not None and calls >= 0:
-        # Calls per rollout: at least 1 - calls of the rollouts made none.
-        yield Observation("no_call", max(0.0, 1.0 - calls), 1)
+    stem = _RANK.sub("", source.stem)
+    return source.path.resolve().parent.name if _SAYING_NOTHING.fullmatch(stem or "run") else stem

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .base import Imported, Importer, ImportFailed, number, scalars
-
-_HEAD = 65536
+from .base import Imported, Importer, ImportFailed, NoTraining
+from .columns import whole
+from .source import Source
 
 
 class TrainerState(Importer):
@@ -17,13 +16,12 @@ class TrainerState(Importer):
 
     source: ClassVar[str] = "trainer_state"
 
-    def sniff(self, path: Path) -> bool:
-        if path.name == "trainer_state.json":
+    def sniff(self, source: Source) -> bool:
+        if source.stem + source.suffix == "trainer_state.json":
             return True
-        if path.suffix != ".json":
+        if source.suffix != ".json":
             return False
-        with path.open(encoding="utf-8", errors="replace") as file:
-            head = file.read(_HEAD)
+        head = source.head
         return '"log_history"' in head or (head.lstrip()[:1] == "[" and '"reward"' in head and '"step"' in head)
 
     def superseded(self, path: Path) -> bool:
@@ -34,23 +32,18 @@ class TrainerState(Importer):
         later = (_checkpoint(folder) for folder in run.iterdir() if (folder / path.name).is_file())
         return (run / path.name).is_file() or any(other is not None and other > step for other in later)
 
-    def read(self, path: Path) -> list[Imported]:
+    def read(self, source: Source) -> list[Imported]:
         try:
-            state: Any = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-        except ValueError as error:
-            raise ImportFailed(f"{path.name}: got broken JSON ({error}), expected a trainer state") from error
+            state: Any = json.loads(source.text())
+        except (ValueError, RecursionError) as error:
+            raise ImportFailed(f"{source.name}: got broken JSON ({error}), expected a trainer state") from error
         rows = state.get("log_history") if isinstance(state, dict) else state
         if not isinstance(rows, list):
-            raise ImportFailed(f"{path.name}: got no list `log_history`, expected a trainer state")
-        steps: list[tuple[int, dict[str, Any]]] = []
-        for row in rows:
-            if isinstance(row, dict) and "reward" in row:
-                step = number(row.get("step"))
-                steps.append((int(step) if isfinite(step) else len(steps) + 1, row))
+            raise ImportFailed(f"{source.name}: got no list `log_history`, expected a trainer state")
+        steps = [(whole(row.get("step")), row) for row in rows if isinstance(row, dict) and "reward" in row]
         if not steps:
-            raise ImportFailed(f"{path.name}: got {len(rows)} rows without `reward`, expected rows of GRPO training")
-        records, unmapped = scalars(steps)
-        return [Imported(_name(path), self.source, path, records, unmapped)]
+            raise NoTraining(f"{source.name}: got {len(rows)} rows without `reward`, expected rows of GRPO training")
+        return [self.scalars(source, steps, _name(source.path))]
 
 
 def _name(path: Path) -> str:

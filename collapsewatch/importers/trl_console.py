@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import ast
 import re
-from collections import Counter
-from itertools import groupby
-from math import isfinite
-from pathlib import Path
 from typing import Any, ClassVar
 
-from .base import Imported, Importer, ImportFailed, number, scalars
+from .base import Imported, Importer, ImportFailed
+from .columns import whole
+from .source import Source
 
-_SUFFIXES = (".log", ".txt", ".out", "")
-_HEAD = 4_000_000  # characters: model loading may print a lot before the first step
-# A dict of one line, or a progress bar; tqdm glues many bars to one line with carriage returns.
-_PARTS = re.compile(r"(?P<row>\{'[^{}\n]*\})|(?<![\w/.])(?P<done>\d+)/(?P<total>\d+) \[")
+CONSOLE = (".log", ".txt", ".out", ".err", "")
+"""How files are called that a shell writes a console into."""
+_ROW = re.compile(r"\{'[^{}\n]*\}")
+_BAR = re.compile(r"(?<![\w/.])(\d+)/(\d+) \[")
 _NOT_LITERAL = re.compile(r"(?<=: )(-?(?:nan|inf))(?=[,}])")
 _NUMPY = re.compile(r"np\.float\d+\(([^()]*)\)")
+_BARS = 1000  # progress bars of different lengths; what draws more is no progress bar
 
 
 class TrlConsole(Importer):
@@ -29,36 +28,43 @@ class TrlConsole(Importer):
 
     source: ClassVar[str] = "trl_console"
 
-    def sniff(self, path: Path) -> bool:
-        if path.suffix not in _SUFFIXES:
-            return False
-        with path.open(encoding="utf-8", errors="replace") as file:
-            head = file.read(_HEAD)
-        return any(_is_step(m.group("row")) for m in _PARTS.finditer(head) if m.group("row"))
+    def sniff(self, source: Source) -> bool:
+        return source.suffix in CONSOLE and any(_is_step(m[0]) for m in _ROW.finditer(source.head))
 
-    def read(self, path: Path) -> list[Imported]:
-        parts = list(_PARTS.finditer(path.read_text(encoding="utf-8", errors="replace")))
-        told = [m.group("row") for m in parts if m.group("row") and _is_step(m.group("row"))]
-        rows = [row for row in map(_parse, told) if row is not None]
+    def read(self, source: Source) -> list[Imported]:
+        told, rows, bars = 0, list[dict[str, Any]](), dict[str, _Bar]()
+        for raw in source.raw_lines():
+            if b"{'" not in raw and b" [" not in raw:
+                continue
+            line = raw.decode("utf-8", "replace")
+            steps = [m[0] for m in _ROW.finditer(line) if _is_step(m[0])]
+            told += len(steps)
+            rows += filter(None, map(_parse, steps))
+            for done, total in _BAR.findall(line):
+                if total in bars or len(bars) < _BARS:
+                    bars.setdefault(total, _Bar()).draw(int(done))
         if not rows:
-            raise ImportFailed(f"{path.name}: got {len(told)} broken dict lines, expected readable ones of TRL")
-        steps = _redrawn([(m.group("done"), m.group("total")) for m in parts if m.group("total")])
-        if len(steps) < len(told) or len(rows) < len(told):
-            steps = list(range(1, len(told) + 1))
-        own = [number(row.get("step")) for row in rows]
-        numbered = [
-            (int(s) if isfinite(s) else steps[i], row) for i, (s, row) in enumerate(zip(own, rows, strict=True))
-        ]
-        records, unmapped = scalars(numbered)
-        return [Imported(path.stem, self.source, path, records, unmapped)]
+            raise ImportFailed(f"{source.name}: got {told} broken dict lines, expected readable ones of TRL")
+        drawn = max(bars.values(), key=lambda bar: bar.drawn, default=_Bar()).redrawn
+        if len(drawn) < told or len(rows) < told:
+            drawn = list(range(1, told + 1))
+        own = [whole(row.get("step")) for row in rows]
+        return [self.scalars(source, [(s if s is not None else drawn[i], rows[i]) for i, s in enumerate(own)])]
 
 
-def _redrawn(bars: list[tuple[str, str]]) -> list[int]:
-    """The steps at which the training's bar, the one drawn most often, was drawn twice or more in a row."""
-    totals = Counter(total for _, total in bars)
-    longest = max(totals, key=lambda t: totals[t], default="")
-    runs = [(int(done), len(list(same))) for done, same in groupby(d for d, total in bars if total == longest)]
-    return [done for done, times in runs if times > 1 and done > 0]
+class _Bar:
+    """The bars of one length: how often they were drawn, and the steps at which twice or more in a row."""
+
+    def __init__(self) -> None:
+        self.drawn, self.redrawn = 0, list[int]()
+        self._done, self._times = -1, 0
+
+    def draw(self, done: int) -> None:
+        self._times = self._times + 1 if done == self._done else 1
+        self._done = done
+        self.drawn += 1
+        if self._times == 2 and done > 0:
+            self.redrawn.append(done)
 
 
 def _is_step(row: str) -> bool:
@@ -69,6 +75,6 @@ def _is_step(row: str) -> bool:
 def _parse(row: str) -> dict[str, Any] | None:
     try:
         found = ast.literal_eval(_NOT_LITERAL.sub(r"'\1'", _NUMPY.sub(r"\1", row)))
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # what the compiler makes of nonsense
         return None
     return found if isinstance(found, dict) else None
