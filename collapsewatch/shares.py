@@ -112,17 +112,22 @@ def tabulate(
     return Shares(turns, _shares(structures), *parse_rates, by_step, by_turn, tuple(ranked))
 
 
-def parse_rates(judged: Iterable[Classified]) -> tuple[float | None, float | None]:
-    """The share of attempted calls that parse strictly, and that a reader who ignores broken markers finds.
+class Attempts:
+    """Calls that were attempted and found, counted turn by turn."""
 
-    Such a reader may find a call that no marker opened: found calls count as attempted.
-    """
-    strict = attempted = lenient = tried = 0
-    for turn in judged:
+    def __init__(self) -> None:
+        self._strict = self._attempted = self._lenient = self._tried = 0
+
+    def take(self, turn: Classified) -> None:
+        """Count one turn's calls; a reader who ignores broken markers may find one that no marker opened."""
         found = len(turn.calls) + turn.recovered
-        strict, attempted = strict + len(turn.calls), attempted + turn.attempted
-        lenient, tried = lenient + found, tried + max(turn.attempted, found)
-    return strict / attempted if attempted else None, lenient / tried if tried else None
+        self._strict, self._attempted = self._strict + len(turn.calls), self._attempted + turn.attempted
+        self._lenient, self._tried = self._lenient + found, self._tried + max(turn.attempted, found)
+
+    def parse_rates(self) -> tuple[float | None, float | None]:
+        """The share of attempted calls that parse strictly, and that such a reader finds; None without any."""
+        strict = self._strict / self._attempted if self._attempted else None
+        return strict, self._lenient / self._tried if self._tried else None
 
 
 def excerpt(text: str, width: int) -> str:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collapsewatch.records import Call, Classified, Structure
-from collapsewatch.shares import Part, Shares, TurnCount, excerpt, parse_rates, tabulate
+from collapsewatch.shares import Attempts, Part, Shares, TurnCount, excerpt, tabulate
 from collapsewatch.structure import Reason
 
 REASONS = st.sampled_from([*map(str, Reason), "a_reason_of_tomorrow"])
@@ -56,6 +56,13 @@ def test_shares_and_ranks_are_those_of_the_single_turns(rows: list[TurnCount]) -
 
 def judged(calls: int, attempted: int, recovered: int) -> Classified:
     return Classified(Structure.POLLUTED, "", (Call("f", {}),) * calls, attempted, recovered)
+
+
+def parse_rates(turns: list[Classified]) -> tuple[float | None, float | None]:
+    attempts = Attempts()
+    for turn in turns:
+        attempts.take(turn)
+    return attempts.parse_rates()
 
 
 def test_a_lenient_reader_counts_what_it_finds_as_attempted() -> None:
