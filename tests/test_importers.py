@@ -34,6 +34,8 @@ def test_every_importer_refuses_what_is_not_its_own(name: str, tmp_path: Path) -
     assert importer.source == name
     for i, content in enumerate((b"", b"\x00\xff\xfe{'reward':", b"[]", b'{"a": 1}\n', b"step,reward\n1,0.5\n")):
         for suffix in (".json", ".jsonl", ".log", ".csv", ""):
+            if (name, content[:4], suffix) == ("csv", b"step", ".csv"):
+                continue
             path = tmp_path / f"file{i}{suffix}"
             path.write_bytes(content)
             assert importer.sniff(Source(path)) is False

@@ -20,7 +20,12 @@ from .walk import files
 IMPORTERS: dict[str, str] = {
     "trainer_state": "collapsewatch.importers.trainer_state:TrainerState",
     "transcripts": "collapsewatch.importers.transcripts:Transcripts",
+    "verl_rollouts": "collapsewatch.importers.verl_rollouts:VerlRollouts",
+    "verl_file": "collapsewatch.importers.verl_file:VerlFile",
     "trl_console": "collapsewatch.importers.trl_console:TrlConsole",
+    "verl_console": "collapsewatch.importers.verl_console:VerlConsole",
+    "csv": "collapsewatch.importers.table_text:TextTable",
+    "json": "collapsewatch.importers.table_json:JsonTable",
 }
 
 __all__ = [

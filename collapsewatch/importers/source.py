@@ -15,6 +15,8 @@ import pyarrow as pa
 HEAD = 4_000_000  # bytes that are read to tell what a file is: loading a model may print a lot before the first step
 LINE = 8_000_000  # bytes of a line that are kept: no row of any log is longer, and an endless line must not fill memory
 DOCUMENT = 256_000_000  # bytes of a file that can only be read as a whole: parsed JSON takes many times its size
+CONSOLE = (".log", ".txt", ".out", ".err", "")
+"""How files are called that a shell writes a console into."""
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 """How files are called that hold one JSON value per line."""
 _BLOCK = 1_000_000
@@ -31,7 +33,8 @@ class Source:
     """One file, opened as often as it is read; what all sniffers look at is read once.
 
     `stem` and `suffix` are those of the name without the compression's suffix, the latter in lower case and
-    without a log rotation's number. `faults` says what the last reading could not get at.
+    without a log rotation's number. `faults` says what the last reading could not get at, `cut` whether its
+    last line had no end: whatever writes the file may be in the middle of it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,6 +44,7 @@ class Source:
         self.stem = inner.stem
         self.suffix = (Path(self.stem) if inner.suffix[1:].isdecimal() else inner).suffix.lower()
         self.faults: list[str] = []
+        self.cut = False
 
     @cached_property
     def head(self) -> str:
@@ -59,25 +63,29 @@ class Source:
         found = (parse(line) for line in self.head.split("\n") if "{" in line)
         return list(islice((row for row in found if isinstance(row, dict)), 100))
 
-    def raw_lines(self) -> Iterator[bytes]:
+    def raw_lines(self, having: bytes = b"") -> Iterator[bytes]:
         r"""Lines as UTF-8 without their ends, in bounded memory; `\n`, `\r\n` and a progress bar's `\r` end one.
 
-        Of a line longer than `LINE` the rest is left out. The last line counts whether or not it has an end.
+        Only lines with `having` in them, if that is given: the others cost next to nothing. Of a line longer than
+        `LINE` the rest is left out. A last line without an end counts, and sets `cut`.
         """
-        rest, skipping = b"", False
+        rest, skipping, self.cut = b"", False, False
         for block in self._blocks():
-            lines = (rest + block).splitlines(keepends=True)
-            # A `\r` may be half an end; it is looked at again with what follows.
-            rest = b"" if lines[-1].endswith(b"\n") else lines.pop()
-            if skipping and lines:
-                lines, skipping = lines[1:], False
-            yield from (line.rstrip(b"\r\n") for line in lines)
+            block = rest + block
+            # A `\r` at the end may be half of one; it is looked at again with what follows.
+            end = max(block.rfind(b"\n"), block.rfind(b"\r", 0, len(block) - 1)) + 1
+            begin = _after_end(block) if skipping and end else 0
+            if not skipping or end:
+                yield from _holding(block[begin:end], having) if having else block[begin:end].splitlines()
+            rest, skipping = block[end:], skipping and not end
             if skipping:
                 rest = rest[-1:]
             elif len(rest) > LINE:
-                yield rest[:LINE]
+                if having in rest:
+                    yield rest[:LINE]
                 rest, skipping = rest[-1:], True
-        if rest and not skipping:
+        if rest and not skipping and having in rest:
+            self.cut = not rest.endswith(b"\r")
             yield rest.rstrip(b"\r")
 
     def lines(self) -> Iterator[str]:
@@ -128,6 +136,25 @@ class Source:
                     return
                 read += len(block)
                 yield block
+
+
+def _holding(block: bytes, needle: bytes) -> Iterator[bytes]:
+    """The lines of a block of whole lines that hold the needle."""
+    begin, at = 0, block.find(needle)
+    while at >= 0:
+        begin = max(block.rfind(b"\n", begin, at) + 1, begin)
+        begin = max(block.rfind(b"\r", begin, at) + 1, begin)
+        end = block.find(b"\n", at)
+        end = len(block) if end < 0 else end
+        bar = block.find(b"\r", at, end)
+        end = end if bar < 0 else bar
+        yield block[begin:end]
+        begin, at = end, block.find(needle, end)
+
+
+def _after_end(block: bytes) -> int:
+    """Where the second line begins."""
+    return min(i + 1 for i in (block.find(b"\n"), block.find(b"\r")) if i >= 0)
 
 
 def parse(text: str) -> Any:

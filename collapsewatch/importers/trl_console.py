@@ -8,10 +8,8 @@ from typing import Any, ClassVar
 
 from .base import Imported, Importer, ImportFailed
 from .columns import whole
-from .source import Source
+from .source import CONSOLE, Source
 
-CONSOLE = (".log", ".txt", ".out", ".err", "")
-"""How files are called that a shell writes a console into."""
 _ROW = re.compile(r"\{'[^{}\n]*\}")
 _BAR = re.compile(r"(?<![\w/.])(\d+)/(\d+) \[")
 _NOT_LITERAL = re.compile(r"(?<=: )(-?(?:nan|inf))(?=[,}])")
