@@ -13,10 +13,13 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from .report import RunReport
 
 app = typer.Typer(
     help="Sees tool-use reinforcement learning collapse in the probabilities of control tokens, and steps in.",
@@ -92,22 +95,44 @@ def dashboard(
 def analyze(
     paths: Annotated[list[Path], typer.Argument(help="Run folders, log folders or files.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one self-contained page.")] = None,
     fail_on: Annotated[str, typer.Option(help="Exit 3 at this verdict or worse: collapsed or degraded.")] = "",
     chat_format: Annotated[str, typer.Option("--format", help="Chat format of transcripts.")] = "hermes",
+    names: Annotated[
+        list[str] | None, typer.Option("--map", metavar="COLUMN=NAME", help="Say what a column is.")
+    ] = None,
+    aliases: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A file of such lines, or a JSON object.")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on; tell whenever a verdict changes.")] = False,
 ) -> None:
     """Say of each run whether it collapsed, since when, and what moved first."""
-    from .report import analyze, print_summary, to_json
+    from .aliases import pairs, read_aliases
+    from .follow import follow as followed
+    from .page import check_target, write_page
+    from .report import analyze_all, to_json
     from .rows import strict_json
+    from .summary import print_summary
 
     if fail_on and fail_on not in FAILING:
         raise InputError(f"--fail-on: got {fail_on!r}, expected one of {', '.join(FAILING)}")
-    reports = [report for path in paths for report in analyze(path, format=chat_format)]
-    if as_json:
-        typer.echo(strict_json(to_json(reports), indent=2))
-    else:
-        print_summary(reports, _console())
-    if fail_on and any(report.verdict in FAILING[fail_on] for report in reports):
-        raise typer.Exit(3)
+    known = (read_aliases(aliases) if aliases else {}) | pairs(names or ())
+    if html:
+        check_target(html)
+
+    def judge() -> list[RunReport]:
+        return analyze_all(paths, format=chat_format, names=known)
+
+    for reports, changed in followed(paths, judge) if follow else [(judge(), True)]:
+        if html:
+            write_page(reports, html, chat_format)
+        if changed and as_json:
+            typer.echo(strict_json(to_json(reports), indent=None if follow else 2))
+        elif changed:
+            print_summary(reports, _console())
+        sys.stdout.flush()
+        if fail_on and any(report.verdict in FAILING[fail_on] for report in reports):
+            raise typer.Exit(3)
 
 
 @app.command()
@@ -135,8 +160,8 @@ def query(
 
 
 def _console() -> Console:
-    """The terminal; a file or a pipe has no width that tables would have to be squeezed into."""
-    return Console(width=None if sys.stdout.isatty() else 1000)
+    """The terminal; a file or a pipe has no width that tables would have to be squeezed into, unless one is told."""
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 1000)
 
 
 @contextlib.contextmanager

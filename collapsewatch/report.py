@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from . import importers, queries
+from .curves import Curve
 from .detectors import FA_PER_10K, spec
-from .importers import Imported
-from .plugins import UnknownPlugin
+from .formats import format_named
+from .importers import Imported, Unreadable
+from .importers.base import Options
 from .records import Alarm, Driver, Event, Verdict
+from .samples import Sample, rollouts
 from .shares import Shares, tabulate
-from .tables import print_structure, printable
 from .verdict import Trace, decide, not_judged, replay, shares_verdict
 
 OWN = "collapsewatch"
@@ -35,7 +34,8 @@ class RunReport:
     """What is to say of one run. `steps` is (first, last, count), with None for a log without step numbers.
 
     `reward` is the mean over the first, the best and the last window, or None without rewards; `structure` is
-    None without turns.
+    None without turns. `applied` are the steps of interventions; `curves` and `samples` are for drawing and
+    reading, and no part of the JSON.
     """
 
     name: str
@@ -53,8 +53,10 @@ class RunReport:
     not_judged: tuple[tuple[str, str], ...] = ()
     unmapped: tuple[str, ...] = ()
     reward: tuple[float, float, float] | None = None
-    interventions: int = 0
+    applied: tuple[int, ...] = ()
     structure: Shares | None = None
+    curves: Mapping[str, Curve] = field(default_factory=dict, repr=False)
+    samples: tuple[Sample, ...] = field(default=(), repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The object of `analyze --json`."""
@@ -82,16 +84,22 @@ class RunReport:
             "not_judged": [{"stream": s, "reason": r} for s, r in self.not_judged],
             "unmapped": list(self.unmapped),
             "reward": None if self.reward is None else dict(zip(("first", "best", "last"), self.reward, strict=True)),
-            "interventions": self.interventions,
+            "interventions": len(self.applied),
         } | ({} if self.structure is None else {"structure": self.structure.to_dict()})
 
 
-def analyze(path: str | Path, *, format: str = "hermes", fa_per_10k: float | None = None) -> list[RunReport]:
-    """Judge the run at `path`, or every run and readable foreign log below a folder.
+def analyze(
+    path: str | Path,
+    *,
+    format: str = "hermes",
+    names: Mapping[str, str] | None = None,
+    fa_per_10k: float | None = None,
+) -> list[RunReport]:
+    """Judge the run at `path`, or every run and readable foreign log below a folder, seeds of one arm together.
 
-    `format` is the chat format of transcripts. `fa_per_10k` is the false-alarm budget; without it a run of ours
-    is judged by the one it was watched with. A broken file becomes a report with verdict `unjudged` and its
-    reason; it never stops the rest.
+    `format` is the chat format of transcripts; `names` says what columns mean, on top of what is known here.
+    `fa_per_10k` is the false-alarm budget; without it a run of ours is judged by the one it was watched with. A
+    broken file becomes a report with verdict `unjudged` and its reason; it never stops the rest.
 
     Raises:
         ReportError: no such path, or nothing there that can be read.
@@ -99,18 +107,33 @@ def analyze(path: str | Path, *, format: str = "hermes", fa_per_10k: float | Non
     root = Path(path)
     if not root.exists():
         raise ReportError(f"analyze: got {root}, expected a run, a log file or a folder of them; no such path")
+    format_named(format)  # a wrong name is the user's mistake, not that of the first file with texts
     if root.name == "run.duckdb":
         root = root.parent
     own = list(queries.find_runs(root)) if root.is_dir() else []
     reports = [_own_run(p, fa_per_10k) for p in own]
-    for file in _files(root, own):
-        reports += _foreign(file, format, fa_per_10k or FA_PER_10K, named=file == root)
+    for found in importers.runs(root, Options(format, dict(names or {})), skip=own):
+        reports.append(_foreign(found, fa_per_10k or FA_PER_10K))
     if not reports:
+        kinds = ", ".join(importers.IMPORTERS)
+        if root.is_file():
+            raise ReportError(f"analyze: got {root}, expected a log of one of {kinds}")
         raise ReportError(
-            f"analyze: got {root} with no run in it, expected folders with run.duckdb, or logs of "
-            f"{', '.join(importers.IMPORTERS)}"
+            f"analyze: got {root} with no run in it, expected folders with run.duckdb, or logs of {kinds}"
         )
-    return reports
+    return sorted(reports, key=_order)
+
+
+def analyze_all(
+    paths: Iterable[str | Path], *, format: str = "hermes", names: Mapping[str, str] | None = None
+) -> list[RunReport]:
+    """As `analyze`, of several paths; what two of them hold is told once."""
+    found: list[RunReport] = []
+    for path in paths:
+        known = {(Path(r.path).resolve(), r.name) for r in found}
+        reports = analyze(path, format=format, names=names)
+        found += [r for r in reports if (Path(r.path).resolve(), r.name) not in known]
+    return found
 
 
 def to_json(reports: Sequence[RunReport]) -> dict[str, Any]:
@@ -118,64 +141,28 @@ def to_json(reports: Sequence[RunReport]) -> dict[str, Any]:
     return {"runs": [r.to_dict() for r in reports]}
 
 
-def print_summary(reports: Sequence[RunReport], console: Console) -> None:
-    """A table with one row per run, a line for each thing that could not be judged, and the shares of transcripts.
+def seed_of(name: str) -> tuple[str, int | None]:
+    """What runs that differ in nothing but their seed have in common, and the seed.
 
-    A column that no run fills is left out.
+    >>> seed_of("rho0.50_seed42"), seed_of("s3-kl"), seed_of("plain")
+    (('rho0.50', 42), ('kl', 3), ('plain', None))
     """
-    names, rows = _WORDS + _NUMBERS, []
-    for r in reports:
-        verdict = f"{r.verdict} ({r.kind})" if r.kind else str(r.verdict)
-        reward = "" if r.reward is None else " / ".join(f"{x:.2f}" for x in r.reward)
-        words = (r.name, verdict, r.first_mover, r.token)
-        numbers = (r.steps[2] or None, r.onset_step, r.detected_step, reward, r.interventions or None)
-        rows.append([printable(value) for value in (*words, *numbers)])
-    table = Table(show_edge=False, pad_edge=False)
-    told = [i for i in range(len(names)) if any(row[i] for row in rows)]
-    for i in told:
-        table.add_column(names[i], justify="left" if names[i] in _WORDS else "right")
-    for r, row in zip(reports, rows, strict=True):
-        table.add_row(*(Text(row[i]) for i in told), style=_STYLES[r.verdict])
-    console.print(table)
-    for note, runs in _notes(reports).items():
-        console.print(Text(printable(f"{', '.join(runs)}: {note}")))
-    for r in reports:
-        if r.structure and r.source != OWN:
-            print_structure(r.name, r.structure, console)
+    found = _SEED.search(name)
+    if not found:
+        return name, None
+    left, right = name[: found.start()], name[found.end() :]
+    return f"{left}-{right}".strip("-") if left and right else (left or right), int(found[1])
 
 
-def _notes(reports: Iterable[RunReport]) -> dict[str, list[str]]:
-    """What could not be judged of a whole run, with the names of the runs it is said of."""
-    notes: dict[str, list[str]] = {}
-    for r in reports:
-        said = [reason for stream, reason in r.not_judged if not stream]
-        if r.verdict is Verdict.UNJUDGED and not said:
-            said = [reason for _, reason in r.not_judged[:1]]
-        for note in said:
-            notes.setdefault(note, []).append(r.name)
-    return notes
+_SEED = re.compile(r"(?:^|[-_. ])(?:seed|s)[-_=]?(\d{1,9})(?:$|[-_. ])")
 
 
-_WORDS = ("run", "verdict", "first mover", "token")
-_NUMBERS = ("steps", "onset", "detected", "reward first/best/last", "interventions")
-_STYLES: dict[Verdict, str] = {
-    Verdict.HEALTHY: "green",
-    Verdict.RECOVERED: "green",
-    Verdict.DEGRADED: "yellow",
-    Verdict.SILENT: "red",
-    Verdict.COLLAPSED: "red",
-    Verdict.DEAD: "red",
-    Verdict.UNJUDGED: "dim",
-}
-
-
-def _files(root: Path, own: Sequence[Path]) -> Iterable[Path]:
-    if root.is_file():
-        return [root]
-    inside = {p.resolve() for p in own}
-    found = (p for p in root.rglob("*") if p.is_file())
-    found = (p for p in found if not any(part.startswith(".") for part in p.relative_to(root).parts))
-    return sorted(p for p in found if not inside & set(p.resolve().parents))
+def _order(report: RunReport) -> tuple[Any, ...]:
+    """Runs by folder and name, numbers in them as numbers; the seeds of one arm follow each other."""
+    folder = Path(report.path).parent
+    arms = [seed_of(part) for part in (*folder.parts, report.name)]
+    words = tuple(tuple((len(n), n, w) for n, w in re.findall(r"0*(\d*)(\D*)", arm)) for arm, _ in arms)
+    return words, tuple(-1 if seed is None else seed for _, seed in arms)
 
 
 def _budget(events: Sequence[Event]) -> float:
@@ -189,32 +176,27 @@ def _budget(events: Sequence[Event]) -> float:
 def _own_run(path: Path, fa_per_10k: float | None) -> RunReport:
     try:
         with closing(queries.open_run(path)) as run:
-            applied = sum(a.status == "applied" for a in run.applied())
+            applied = tuple(a.step for a in run.applied() if a.status == "applied")
             events = run.events()
             trace = replay(run.records(), events, fa_per_10k or _budget(events))
             structure = tabulate(run.turn_counts())
+            report = _judge(path.name, path, OWN, trace)
+            samples = rollouts(run, report.onset_step)
     except Exception as error:  # whatever is wrong with one run, the others are still judged
         return _broken(path, path.name, OWN, error)
-    return replace(_judge(path.name, path, OWN, trace), interventions=applied, structure=structure)
+    return replace(report, applied=applied, structure=structure, samples=samples)
 
 
-def _foreign(path: Path, format: str, fa_per_10k: float, named: bool) -> list[RunReport]:
+def _foreign(found: Imported | Unreadable, fa_per_10k: float) -> RunReport:
+    if isinstance(found, Unreadable):
+        return _broken(found.path, found.path.stem, "", found.reason)
     try:
-        importer = importers.find(path, format)
-        if importer is not None and not named and importer.superseded(path):
-            return []
-        if importer is not None:
-            return [_imported(run, fa_per_10k) for run in importer.read(path)]
-    except UnknownPlugin:
-        raise  # the chat format asked for, not the file
-    except Exception as error:  # whatever a foreign file makes an importer do, the other files are still read
-        return [_broken(path, path.stem, "", error)]
-    if named:
-        raise ReportError(f"analyze: got {path}, expected a log of one of {', '.join(importers.IMPORTERS)}")
-    return []
+        return _imported(found, fa_per_10k)
+    except Exception as error:  # whatever foreign values make the replay do, the other runs are still judged
+        return _broken(found.path, found.name, found.source, error)
 
 
-def _broken(path: Path, name: str, source: str, error: Exception) -> RunReport:
+def _broken(path: Path, name: str, source: str, error: Exception | str) -> RunReport:
     return RunReport(name, str(path), source, not_judged=(("", f"broken: {error}"),))
 
 
@@ -245,6 +227,7 @@ def _judge(name: str, path: Path, source: str, trace: Trace) -> RunReport:
         alarms=tuple(trace.alarms),
         not_judged=not_judged(trace),
         reward=reward,
+        curves=trace.curves.done(),
     )
 
 

@@ -11,9 +11,11 @@ from dash import Dash, Input, Output, dcc, html
 from dash.development.base_component import Component
 from flask import Flask, Response, abort, request
 
+from collapsewatch.words import plain
+
 from .feed import Feed
 from .pages import PAGES, Page, load_page
-from .theme import aria, plain
+from .words import aria
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 """Names under which this machine answers itself."""

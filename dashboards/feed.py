@@ -17,9 +17,9 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from collapsewatch.queries import Run, RunError, find_runs, open_run
+from collapsewatch.words import cause, number, plain, token_of
 
-from .theme import plain
-from .words import cause, drivers, number, outcome, token_of
+from .words import drivers, outcome
 
 METRICS = {
     "reward": "reward",

@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from .feed import EXCESS_RANGE, HAZARD_FLOOR, MARKS, Point, RunFeed
-from .theme import (
+from collapsewatch.theme import (
     ALARM,
     BLUE,
     GREEN,
@@ -22,10 +21,11 @@ from .theme import (
     PURPLE,
     STRUCTURE_COLOURS,
     base_layout,
-    escape,
     line_styles,
 )
-from .words import token_of
+from collapsewatch.words import escape, token_of
+
+from .feed import EXCESS_RANGE, HAZARD_FLOOR, MARKS, Point, RunFeed
 
 LOAD_POINTS = 2000
 """Points of one trace on page load: beyond it drawing gets slow, and a panel has about half as many pixels.

@@ -29,10 +29,10 @@ from collapsewatch.dashboards.pages.overview import (
     state_words,
     tick,
 )
-from collapsewatch.dashboards.theme import escape, line_styles, plain
-from collapsewatch.dashboards.words import cause
 from collapsewatch.records import Alarm, Applied, Driver, Event, Evidence, Observation, StepRecord, Tier
 from collapsewatch.store import Store
+from collapsewatch.theme import line_styles
+from collapsewatch.words import cause, escape, plain
 
 EVIL = "<img src=x onerror=window.__xss=1>"
 TOKENS = {"<tool_call>": 0.01, "<|im_end|>": 0.0, EVIL: 0.5}

@@ -20,14 +20,14 @@ PACKAGES = {
     "dashboards": "collapsewatch.dashboards",
 }
 LAYERS = (
-    "records plugins",
-    "formats structure detectors interventions journal combine",
+    "records plugins theme",
+    "formats structure detectors interventions journal combine curves words",
     "shares",
     "importers database probe measure supervisor verdict",
     "merge rows",
     "store queries tables",
     "monitor report ledger",
-    "callback dashboards",
+    "callback dashboards page",
     "trainer",
     "cli",
     "__main__",

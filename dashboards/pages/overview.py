@@ -15,10 +15,12 @@ import dash_mantine_components as dmc
 from dash import ALL, Dash, Input, Output, State, ctx, dcc, html, no_update
 from dash.development.base_component import Component
 
+from collapsewatch.theme import GRAPH_CONFIG
+from collapsewatch.words import number, plain
+
 from ..feed import LIVE, Feed, RunFeed
 from ..figures import PANELS, Panel, extension, figure, legend
-from ..theme import GRAPH_CONFIG, aria, plain
-from ..words import duration, number
+from ..words import aria, duration
 from . import Page
 
 SHOWN = 4

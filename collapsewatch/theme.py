@@ -1,13 +1,11 @@
-"""What the figures share: colours, the bare layout, the toolbar, and how untrusted text enters a figure.
+"""What all figures share, those of the dashboard and of the page of `analyze --html`: colours, layout, toolbar.
 
-Text and grid colours of a figure come from `assets/collapsewatch.css`, so that dark and light switch in the
-browser without sending a figure again; the colours here are readable on both backgrounds.
+Text and grid colours of a figure come from each page's style sheet, so that dark and light switch in the
+browser without drawing a figure again; the colours here are readable on both backgrounds.
 """
 
 from __future__ import annotations
 
-import html
-import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
@@ -39,27 +37,6 @@ GRAPH_CONFIG: Any = {
     "responsive": True,
     "modeBarButtonsToRemove": ["sendChartToCloud", "select2d", "lasso2d", "autoScale2d"],
 }
-
-TEXT_LIMIT = 300
-"""Characters of foreign text shown in one place; a longer one is cut, with an ellipsis."""
-
-
-def aria(label: str) -> dict[str, Any]:
-    """The attribute that names a component to a screen reader."""
-    return {"aria-label": label}
-
-
-def plain(text: object, limit: int = TEXT_LIMIT) -> str:
-    """`text` on one line: control and direction-changing characters become spaces, at most `limit`
-    characters.
-    """
-    line = "".join(" " if unicodedata.category(c).startswith("C") else c for c in str(text)[: limit + 1])
-    return line if len(line) <= limit else line[: limit - 1] + "…"
-
-
-def escape(text: object) -> str:
-    """`plain(text)` for a figure, whose labels and hover texts would read `<b>` and `<a href>` as markup."""
-    return html.escape(plain(text), quote=False)
 
 
 def line_styles(tokens: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,178 @@
+"""What is said of one run: verdict, evidence, charts, rollouts to read, what to try next, what is not known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from .. import findings
+from ..advice import PAPER, Advice
+from ..findings import percent
+from ..formats import format_named
+from ..records import Alarm, Driver, Verdict
+from ..report import OWN, RunReport
+from ..samples import Sample
+from ..theme import ALARM, GREEN
+from ..words import number, stream_words, token_of
+from .charts import Chart, charts, episodes
+from .markup import Html, coded, escaped, marked, table, tag
+from .overview import pill
+
+_ALARMS = 40  # rows of the list of alarms
+_BASES = {True: "the paper", False: "our reading"}
+
+
+def section(anchor: str, name: str, report: RunReport, points: int, format: str, plot: Callable[[Chart], Html]) -> Html:
+    """One run, from the verdict to what is not known."""
+    drawn = [plot(chart) for chart in charts(report, points)]
+    known = [_block("Evidence", _evidence(report)), _block("Not judged", _not_judged(report))]
+    read = [tag("div", part) for part in (list(filter(None, known)), _block("Try next", _advice(report))) if part]
+    return tag(
+        "section",
+        _title(name, report),
+        tag("div", read, class_="pair") if read else None,
+        _marks(report) if drawn else None,
+        tag("div", drawn, class_="charts") if drawn else None,
+        _block("Rollouts", _samples(report, format)),
+        _more(report),
+        id=anchor,
+        class_=f"run {report.verdict}",
+    )
+
+
+def _title(name: str, r: RunReport) -> Html:
+    facts = {
+        "onset": None if r.onset_step is None else f"step {r.onset_step}",
+        "alarm": None if r.detected_step is None else f"step {r.detected_step}",
+        "steps": str(r.steps[2]) if r.steps[2] else None,
+        "turns": str(r.structure.turns) if r.structure else None,
+        "moved first": stream_words(r.first_mover) if r.first_mover else None,
+        "reward, first": None if r.reward is None else number(r.reward[0]),
+        "best": None if r.reward is None else number(r.reward[1]),
+        "last": None if r.reward is None else number(r.reward[2]),
+        "interventions": str(len(r.applied)) if r.applied else None,
+    }
+    told = [tag("div", tag("dt", key), tag("dd", value)) for key, value in facts.items() if value]
+    sentence = findings.headline(r)
+    return tag(
+        "div",
+        tag("h2", name, " ", pill(r.verdict)),
+        tag("p", sentence[:1].upper() + sentence[1:], ".", class_="headline"),
+        tag("dl", told, class_="facts"),
+        class_="title",
+    )
+
+
+def _block(title: str, inside: Html | None) -> Html | None:
+    return tag("div", tag("h3", title), inside, class_="block") if inside else None
+
+
+def _evidence(r: RunReport) -> Html | None:
+    """Streams by their share of the evidence; of a log without steps by their level."""
+    if not r.evidence:
+        return None
+    dated = r.onset_step is not None
+    head = ["stream", "share", "", "level", "usual", "tolerated"]
+    rows = [_driver(d) for d in r.evidence]
+    kept = range(6) if dated else (0, 3, 5)
+    cells = [[row[i] for i in kept] for row in rows]
+    said = f"At step {r.detected_step}, when the alarm was raised." if dated else "Over all turns."
+    numbers = [at for at, i in enumerate(kept) if i in (1, 3, 4, 5)]
+    return escaped([tag("p", said, class_="soft"), table([head[i] for i in kept], cells, numbers)])
+
+
+def _driver(d: Driver) -> list[Html | str]:
+    width = f"{100 * min(max(d.share, 0.0), 1.0):.0f}"
+    bar = Html(f'<svg class="bar" width="60" height="8" aria-hidden="true"><rect width="{width}%" height="8"/></svg>')
+    return [
+        tag("span", stream_words(d.stream), title=d.stream, class_="token" if token_of(d.stream) else None),
+        *(percent(d.share), bar, percent(d.level), percent(d.baseline), percent(d.tolerance)),
+    ]
+
+
+def _advice(r: RunReport) -> Html | None:
+    found = findings.advice(r)
+    return tag("ol", map(_tip, found), class_="advice") if found else None
+
+
+def _tip(a: Advice) -> Html:
+    if a.place:
+        basis = escaped([_BASES[a.tested], ", ", a.place])
+        source = tag("a", basis, href=PAPER, rel="noreferrer", class_="basis" if a.tested else "basis guess")
+    else:
+        source = tag("span", "general", class_="basis guess")
+    return tag("li", tag("b", coded(a.what)), " ", tag("span", coded(a.why), class_="soft"), " ", source)
+
+
+def _not_judged(r: RunReport) -> Html | None:
+    found = findings.not_judged(r) if r.verdict is not Verdict.UNJUDGED else []
+    return tag("ul", [tag("li", line) for line in found], class_="unknown") if found else None
+
+
+def _marks(r: RunReport) -> Html | None:
+    """What the lines and areas across all charts of a run are."""
+    line, area = (
+        '<path d="M9 0v14" stroke="{}" stroke-width="{}"{}/>',
+        '<path d="M0 7h18" stroke="{}" stroke-width="{}"{}/>',
+    )
+    said = []
+    if episodes(r):
+        said += [("onset", line.format(ALARM, 1.5, ' stroke-dasharray="3 2"')), ("alarm", line.format(ALARM, 2, ""))]
+        said += [("while it lasts", area.format(ALARM, 14, ' opacity=".15"'))]
+    if r.applied:
+        said.append(("intervention", area.format(GREEN, 5, "")))
+    keys = [tag("li", Html(f'<svg width="18" height="14" aria-hidden="true">{d}</svg>'), name) for name, d in said]
+    return tag("ul", keys, class_="legend") if keys else None
+
+
+def _samples(r: RunReport, format: str) -> Html | None:
+    """A sound rollout and the worst ones, control tokens marked; of transcripts an example of each reason."""
+    shown = r.samples or tuple(_examples(r))
+    if not shown:
+        return None
+    tokens = {token for name in r.curves if (token := token_of(name))} | format_named(format).role.keys()
+    main = r.token or token_of(r.first_mover)
+    return escaped(_sample(s, tokens, main) for s in shown)
+
+
+def _examples(r: RunReport) -> Iterator[Sample]:
+    for reason in r.structure.reasons if r.structure else ():
+        for example in reason.examples:
+            share = f"{reason.reason}, {percent(reason.share)} of turns"
+            yield Sample(f"line {example.line}", share, example.text)
+
+
+def _sample(s: Sample, tokens: set[str], main: str) -> Html:
+    reward = None if s.reward is None else f"reward {number(s.reward)}"
+    told = [tag("span", s.place), tag("span", s.reason or "sound", class_="bad" if s.reason else "good")]
+    prompt = tag("pre", marked(s.prompt, tokens), class_="prompt") if s.prompt else None
+    head = tag("figcaption", told, tag("span", reward) if reward else None)
+    return tag("figure", head, prompt, tag("pre", marked(s.text, tokens, main), tabindex="0"), class_="sample")
+
+
+def _more(r: RunReport) -> Html:
+    """What is looked up: alarms, unknown columns, where the run came from."""
+    facts = [
+        tag("h4", "Alarms") if r.alarms else None,
+        _alarms(r),
+        tag("h4", "Columns without a known meaning") if r.unmapped else None,
+        tag("p", ", ".join(r.unmapped), " (--map COLUMN=NAME gives one)") if r.unmapped else None,
+        tag("h4", "Read from"),
+        tag("p", f"{r.path} ", tag("span", "" if r.source == OWN else f"({r.source})", class_="soft")),
+    ]
+    return tag("details", tag("summary", "Alarms and origin" if r.alarms else "Origin"), facts)
+
+
+def _alarms(r: RunReport) -> Html | None:
+    if not r.alarms:
+        return None
+    rows = [
+        (str(a.step), a.tier, a.detector, a.kind.replace("_", " "), str(a.onset_step), _drivers(a))
+        for a in r.alarms[:_ALARMS]
+    ]
+    left = len(r.alarms) - _ALARMS
+    more = tag("p", f"and {left} more", class_="soft") if left > 0 else None
+    return escaped([table(["step", "row", "detector", "kind", "onset", "driven by"], rows, (0, 4)), more or Html()])
+
+
+def _drivers(alarm: Alarm) -> str:
+    return ", ".join(stream_words(d.stream) for d in alarm.drivers[:3])
