@@ -63,7 +63,7 @@ class VerlRollouts(Importer):
 
 def _take(turns: Turns, row: Mapping[str, Any], step: int | None, line: int, columns: Columns) -> None:
     attempted = 0
-    for turn, text in enumerate(_turns(row["output"])):
+    for turn, text in enumerate(turns_of(row["output"])):
         attempted += turns.add(text, Place(line, step, turn, str(row.get("input")))).attempted
     told = {"reward": number(row.get("score"))}
     for column in row.keys() - _KNOWN:
@@ -73,7 +73,7 @@ def _take(turns: Turns, row: Mapping[str, Any], step: int | None, line: int, col
     turns.rollout(step, attempted, told)
 
 
-def _turns(output: str) -> Iterator[str]:
+def turns_of(output: str) -> Iterator[str]:
     """The assistant's turns: what stands between the tools' answers."""
     begin = 0
     while (answer := _ANSWER.search(output, begin)) and (again := _AGAIN.search(output, answer.end())):
