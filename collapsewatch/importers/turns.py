@@ -42,7 +42,7 @@ class Turns:
     """Counts of the turns of one run, of the given chat format, and the mean of what else is told of a step."""
 
     def __init__(self, format: str) -> None:
-        self._format = format
+        self.format = format
         self._steps: dict[int | None, _Step] = defaultdict(_Step)
         self._counts = Counter[TurnCount]()
         self._attempts = Attempts()
@@ -50,7 +50,7 @@ class Turns:
 
     def add(self, text: str, place: Place, stop: Stop = "unknown") -> Classified:
         """Judge one turn and count it."""
-        judged = classify(text, self._format, stop)
+        judged = classify(text, self.format, stop)
         self.take(judged, text, place, stop)
         return judged
 

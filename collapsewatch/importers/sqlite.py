@@ -1,0 +1,42 @@
+"""Databases of experiment trackers, opened so that nothing is written beside them."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from .base import ImportFailed
+
+_MAGIC = b"SQLite format 3\0"
+
+
+def columns(path: Path, table: str) -> set[str]:
+    """The columns of a table of the database; none where the file is no database or has no such table."""
+    with path.open("rb") as file:
+        if file.read(len(_MAGIC)) != _MAGIC:
+            return set()
+    try:
+        with opened(path) as db:
+            return {row[1] for row in db.execute("SELECT * FROM pragma_table_info(?)", (table,))}
+    except ImportFailed:
+        return set()
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[sqlite3.Connection]:
+    """The database, for reading alone.
+
+    Raises:
+        ImportFailed: it is broken, or locked for longer than a second.
+    """
+    # Of a database nobody writes, SQLite would still make the index of a journal that is not there.
+    written = path.with_name(f"{path.name}-wal").exists()
+    uri = f"{path.resolve().as_uri()}?{'mode=ro' if written else 'immutable=1'}"
+    try:
+        with closing(sqlite3.connect(uri, timeout=1.0, uri=True)) as db:
+            db.text_factory = lambda raw: raw.decode("utf-8", "replace")
+            yield db
+    except sqlite3.Error as error:
+        raise ImportFailed(f"{path.name}: got a broken database ({error}), expected one of SQLite") from error
