@@ -109,6 +109,31 @@ _REWARD = Advice(
     False,
 )
 
+_ENTROPY = Advice(
+    "Bound the ratio between sampling and training policy, and look for a difference between their log-probs.",
+    "What pushes mass off sampled tokens without bound makes every other token more likely.",
+    "",
+    False,
+)
+_EXPLORE = Advice(
+    "Raise the sampling temperature or the entropy bonus, and mix in prompts with more than one answer.",
+    "A policy that writes one text whatever it is asked has no two rollouts that differ, and so no gradient.",
+    "",
+    False,
+)
+_CLIP = Advice(
+    "Clip the gradient norm lower, and look at the batch of the step at which it rose.",
+    "One batch of extreme advantages or ratios is enough.",
+    "",
+    False,
+)
+_SCORE = Advice(
+    "Trust the held-out score, not the reward: read rollouts that are rewarded and wrong.",
+    "A reward that holds while the score falls is being served by something else than the task.",
+    "",
+    False,
+)
+
 _STEADY = (_EARLIER, _INTERLEAVE, _LEASH)
 
 
@@ -134,6 +159,11 @@ FAILURES: Mapping[str, Failure] = {
     "tool_abandonment": Failure("the tools are no longer called", (_STRICT, _GROUPS, *_STEADY)),
     "repetition": Failure("the model repeats itself", (_LIMIT, *_STEADY)),
     "broken_start": Failure("broken from the first steps on", (_TEMPLATE, _WARM, _GROUPS)),
+    "lock_in": Failure("the policy writes one text whatever it is asked", (_EXPLORE, _GROUPS, *_STEADY)),
+    "entropy_explosion": Failure("the policy became random", (_ENTROPY, *_STEADY)),
+    "kl_explosion": Failure("the policy ran away from its reference", (*_STEADY, _ENTROPY)),
+    "grad_explosion": Failure("the gradient exploded", (_CLIP, *_STEADY, _ENTROPY)),
+    "reward_masked": Failure("the score fell while the reward held", (_SCORE, _STRICT, *_STEADY)),
     "reward_loss": Failure("the reward fell, and no structure explains it", (_REWARD, _GROUPS, *_STEADY)),
 }
 """By kind, as verdicts and alarms name it."""
@@ -142,7 +172,7 @@ FAILURES: Mapping[str, Failure] = {
 def failure(kind: str) -> Failure:
     """What is known of a kind of failure; of one that is not listed, its name and what helps against most.
 
-    >>> failure("grad_explosion").words
-    'grad explosion'
+    >>> failure("bad_weather").words
+    'bad weather'
     """
     return FAILURES.get(kind) or Failure(kind.replace("_", " "), _STEADY)

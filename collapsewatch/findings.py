@@ -9,7 +9,7 @@ from pathlib import Path
 from .advice import Advice, failure
 from .records import Driver, Verdict
 from .report import RunReport, seed_of
-from .words import number, plain, stream_words
+from .words import amount, number, plain, stream_words
 
 BROKEN = frozenset({Verdict.DEGRADED, Verdict.SILENT, Verdict.COLLAPSED, Verdict.DEAD})
 """Verdicts after which there is something to try."""
@@ -44,22 +44,27 @@ def headline(report: RunReport) -> str:
 
 
 def when(report: RunReport) -> str:
-    """Since when, and when that could be known; '' without an alarm."""
+    """Since when, and when that could be known; '' without an onset."""
     if report.onset_step is None:
         return ""
     last = "" if report.steps[1] is None else f" of {report.steps[1]}"
-    return f"since step {report.onset_step}, alarm at step {report.detected_step}{last}"
+    return f"since step {report.onset_step}, {known(report)} step {report.detected_step}{last}"
+
+
+def known(report: RunReport) -> str:
+    """How the step `detected_step` was found: an alarm is raised live, a lasting loss is told afterwards."""
+    return "alarm at" if any(a.step == report.detected_step for a in report.alarms) else "beyond noise by"
 
 
 def evidence(report: RunReport) -> str:
-    """What the verdict rests on, the largest part first; '' when it rests on the reward alone."""
+    """What the verdict rests on, the largest part first; '' when there is nothing to name."""
     return "; ".join(driver(d, dated=report.onset_step is not None) for d in report.evidence[:_LISTED])
 
 
 def driver(d: Driver, dated: bool = True) -> str:
     """One stream with its level, and what it is compared with."""
-    usual = f"usual {percent(d.baseline)}, " if dated else ""
-    return f"{stream_words(d.stream)} {percent(d.level)} ({usual}tolerated {percent(d.tolerance)})"
+    usual = f"usual {amount(d.stream, d.baseline)}, " if dated else ""
+    return f"{stream_words(d.stream)} {amount(d.stream, d.level)} ({usual}limit {amount(d.stream, d.tolerance)})"
 
 
 def reward(report: RunReport) -> str:
@@ -126,17 +131,6 @@ def counts(reports: Iterable[RunReport]) -> list[tuple[Verdict, int]]:
     """How many runs got each verdict, the worst first; files that could not be read are left out."""
     found = Counter(r.verdict for r in reports if not unreadable(r))
     return [(verdict, found[verdict]) for verdict in ORDER if found[verdict]]
-
-
-def percent(share: float) -> str:
-    """A share as a person reads it.
-
-    >>> percent(0.954), percent(0.0312), percent(0.00004), percent(0.0)
-    ('95%', '3.1%', '<0.01%', '0%')
-    """
-    if share >= 0.1:
-        return f"{share:.0%}"
-    return "<0.01%" if 0 < share < 1e-4 else f"{100 * share:.2g}%"
 
 
 def short(value: float) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from . import importers, queries
 from .curves import Curve
-from .detectors import FA_PER_10K, spec
+from .detectors import FA_PER_10K
 from .formats import format_named
 from .importers import Imported, Unreadable
 from .importers.base import Options
@@ -20,6 +20,7 @@ from .records import Alarm, Driver, Event, Verdict
 from .samples import Sample, rollouts
 from .shares import Shares, tabulate
 from .verdict import Trace, decide, not_judged, replay, shares_verdict
+from .words import token_of
 
 OWN = "collapsewatch"
 """The source of our own runs, beside the importers'."""
@@ -58,6 +59,11 @@ class RunReport:
     curves: Mapping[str, Curve] = field(default_factory=dict, repr=False)
     samples: tuple[Sample, ...] = field(default=(), repr=False)
 
+    @property
+    def interventions(self) -> int:
+        """How many were applied."""
+        return len(self.applied)
+
     def to_dict(self) -> dict[str, Any]:
         """The object of `analyze --json`."""
         return {
@@ -84,7 +90,7 @@ class RunReport:
             "not_judged": [{"stream": s, "reason": r} for s, r in self.not_judged],
             "unmapped": list(self.unmapped),
             "reward": None if self.reward is None else dict(zip(("first", "best", "last"), self.reward, strict=True)),
-            "interventions": len(self.applied),
+            "interventions": self.interventions,
         } | ({} if self.structure is None else {"structure": self.structure.to_dict()})
 
 
@@ -207,26 +213,25 @@ def _imported(run: Imported, fa_per_10k: float) -> RunReport:
 
 
 def _judge(name: str, path: Path, source: str, trace: Trace) -> RunReport:
-    verdict, kind, alarm, reward = decide(trace)
-    drivers = alarm.drivers if alarm else ()
-    mover = trace.movers.get(alarm.step, "") if alarm else ""
-    mover = mover or (drivers[0].stream if drivers else "")
-    named = [mover, *(d.stream for d in drivers)] if mover else []
+    found = decide(trace)
+    alarm, finding = found.alarm, found.finding
+    drivers = alarm.drivers if alarm else finding.drivers if finding else ()
+    named = [found.mover, *(d.stream for d in drivers)]
     return RunReport(
         name=name,
         path=str(path),
         source=source,
         steps=(trace.steps[0], trace.steps[-1], len(trace.steps)) if trace.steps else (None, None, 0),
-        verdict=verdict,
-        kind=kind,
-        onset_step=alarm.onset_step if alarm else None,
-        detected_step=alarm.step if alarm else None,
-        first_mover=mover,
-        token=next((token for s in named if (token := spec(s).token)), ""),
+        verdict=found.verdict,
+        kind=found.kind,
+        onset_step=found.onset,
+        detected_step=alarm.step if alarm else finding.seen if finding else None,
+        first_mover=found.mover,
+        token=next((token for stream in named if (token := token_of(stream))), ""),
         evidence=drivers,
         alarms=tuple(trace.alarms),
         not_judged=not_judged(trace),
-        reward=reward,
+        reward=found.reward,
         curves=trace.curves.done(),
     )
 

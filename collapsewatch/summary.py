@@ -12,11 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from . import findings
-from .findings import percent
 from .records import Verdict
 from .report import OWN, RunReport
 from .tables import print_structure, printable
-from .words import stream_words
+from .words import percent, stream_words
 
 _WIDE = 110  # columns from which on the table has room for what moved first
 _LINE = 100  # columns of a paragraph at most: longer lines are hard to read, and a pipe has no width
@@ -139,7 +138,7 @@ def _print_notes(
         listed = ", ".join(list(unmapped)[:_UNMAPPED])
         _line(f"columns without a known meaning: {listed}{more} (--map COLUMN=NAME gives one)", console)
     for r in broken:
-        _line(f"not read: {r.path}: {findings.unreadable(r)}", console)
+        console.print(Text(printable(f"not read: {r.path}: {findings.unreadable(r)}")), soft_wrap=True)
 
 
 def _line(text: str, console: Console, style: str = "") -> None:

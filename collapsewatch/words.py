@@ -33,6 +33,17 @@ _STREAMS = {
     "no_call": "rollouts without a call",
 }
 
+_METRICS = {
+    "reward": "reward",
+    "reward_std": "spread of the rewards",
+    "accuracy": "accuracy",
+    "entropy": "entropy",
+    "kl": "KL to the reference",
+    "grad_norm": "gradient norm",
+    "completions/mean_length": "completion length",
+    "tools/call_frequency": "tool calls per rollout",
+}
+
 TEXT_LIMIT = 300
 """Characters of foreign text shown in one place; a longer one is cut, with an ellipsis."""
 
@@ -75,7 +86,16 @@ def stream_words(stream: str) -> str:
         return plain(f"{token} {place or 'where the format forbids it'}")
     if stream.startswith("hazard@") and place:
         return f"control tokens {place}"
-    return plain(_STREAMS.get(stream, stream))
+    return plain(_STREAMS.get(stream) or _METRICS.get(stream, stream))
+
+
+def amount(stream: str, value: float) -> str:
+    """A level of a stream: a share of turns, calls or rollouts in percent, a metric of the trainer as it is.
+
+    >>> amount("truncated", 0.954), amount("hazard:<tool_call>", 0.00004), amount("grad_norm", 31.25)
+    ('95%', '<0.01%', '31.2')
+    """
+    return percent(value) if stream in _STREAMS or stream.startswith("hazard") else number(value)
 
 
 def cause(drivers: Sequence[Driver]) -> str:
@@ -91,6 +111,17 @@ def cause(drivers: Sequence[Driver]) -> str:
         return stream_words(top.stream)
     token = stream_words(max(over, key=lambda d: (d.share, len(d.stream))).stream)
     return token if top.stream.startswith("hazard") else f"{stream_words(top.stream)}, {token}"
+
+
+def percent(share: float) -> str:
+    """A share as a person reads it.
+
+    >>> percent(0.954), percent(0.0312), percent(0.00004), percent(0.0)
+    ('95%', '3.1%', '<0.01%', '0%')
+    """
+    if share >= 0.1:
+        return f"{share:.0%}"
+    return "<0.01%" if 0 < share < 1e-4 else f"{100 * share:.2g}%"
 
 
 def number(value: float) -> str:

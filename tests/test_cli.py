@@ -128,6 +128,11 @@ def test_help_is_quick_to_load() -> None:
         (["demo", "--seed", "one"], "--seed"),
         (["demo", "--seed", "-1"], "--seed"),
         (["analyze", "x", "--fail-on", "never"], "got 'never', expected one of collapsed, degraded"),
+        (["analyze", "x", "--map", "rewards"], "--map: got 'rewards', expected COLUMN=NAME"),
+        (["analyze", "x", "--map", "r=rewrad"], "did you mean 'reward'?"),
+        (["analyze", "x", "--aliases", "nowhere"], "No such file or directory"),
+        (["analyze", "x", "--html", "."], "got the folder '.'"),
+        (["analyze", "x", "--html", "no/such/folder.html"], "expected it in a folder that exists"),
         (["analyze", "x"], "no such path"),
         (["query", "x", "SELECT 1"], "which does not exist"),
         (["query", "x", "SELECT 1", "--json", "--csv"], "expected one of them"),
@@ -162,7 +167,7 @@ def test_a_folder_of_unknown_files_is_one_line(command: Command, tmp_path: Path)
         ("model = '{broken}'", "expected 'tiny', a model folder, a hub name or a .gguf file"),
         ("environment = 'chian'", "environment: got 'chian', expected one of chain"),
         ("environment = 'os:nothing'", "environment: got 'os:nothing', which does not load"),
-        ("chat_format = 'x'", "chat format: got 'x', expected one of hermes"),
+        ("chat_format = 'x'", "chat format: got 'x', expected one of "),
         ("intervention = 'prayer'", "got 'prayer', expected one of "),
         ("logdir = '{file}'", "expected a folder to write to"),
     ],
@@ -282,12 +287,70 @@ def test_fail_on_sets_the_exit_code(run: str, level: str, code: int, command: Co
     assert command("analyze", logdir / run, "--fail-on", level).code == code
 
 
-def test_the_summary_fits_no_terminal_and_is_not_cut(
+def test_a_pipe_gets_the_whole_table_and_no_colours(
     command: Command, logdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("COLUMNS")  # a file, a pipe, a CI log
     outcome = command("analyze", logdir)
-    assert re.search(r"broken +│ collapsed \(length_runaway\) +│ truncated", outcome.out), outcome.out
+    assert re.search(
+        r"broken +collapsed +31 +31 +60 +length_runaway, turns cut .* first +0.81 / 0.81 / 0.02", outcome.out
+    )
+    assert "\x1b" not in outcome.out
+
+
+def test_columns_are_named_one_by_one_or_in_a_file(command: Command, tmp_path: Path) -> None:
+    rows = ["it,a=b,score"] + [f"{t},{0.95 if t > 40 else 0.01},{0.0 if t > 40 else 0.8}" for t in range(1, 81)]
+    (tmp_path / "log.csv").write_text("\n".join(rows))
+    (tmp_path / "names").write_text('# ours\n"a=b" = completions/clipped_ratio\n\nscore = accuracy\n')
+    (tmp_path / "names.json").write_text('{"a=b": "completions/clipped_ratio"}')
+    one = [part for pair in ("it=step", "a=b=completions/clipped_ratio") for part in ("--map", pair)]
+    for options in (one, [*one[:2], "--aliases", tmp_path / "names"], [*one[:2], "--aliases", tmp_path / "names.json"]):
+        outcome = command("analyze", tmp_path / "log.csv", "--map", "score=reward", *options, "--json")
+        (run,) = strict(outcome.out)["runs"]
+        assert (run["verdict"], run["onset_step"], run["unmapped"]) == ("collapsed", 41, [])
+        assert run["reward"]["last"] == 0.0  # what is said one by one counts
+
+
+def test_the_page_is_written_beside_the_summary_or_the_json(command: Command, logdir: Path, tmp_path: Path) -> None:
+    page = tmp_path / "a b\u00e9'\".html"
+    assert command("analyze", logdir, "--html", page).code == 0
+    assert "1 of 2 runs broke" in page.read_text()
+    strict(command("analyze", logdir, "--html", page, "--json").out)
+    assert list(tmp_path.iterdir()) == [page]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
+def test_a_full_disk_is_one_line(command: Command, logdir: Path) -> None:
+    is_refusal(command("analyze", logdir, "--html", "/dev/full"), "--html: got '/dev/full' (No space left on device)")
+    assert Path("/dev/full").is_char_device()
+
+
+def test_a_followed_log_is_judged_again_when_it_grows(logdir: Path, tmp_path: Path) -> None:
+    log = tmp_path / "run" / "train.jsonl"
+    log.parent.mkdir()
+
+    def write(first: int, last: int) -> None:
+        with log.open("a") as file:
+            for step in range(first, last):
+                row = {"step": step, "reward": 0.8, "completions/clipped_ratio": 0.95 if step > 40 else 0.01}
+                file.write(json.dumps(row) + "\n")
+
+    write(1, 41)
+    watching = start(tmp_path, "analyze", log.parent, "--follow", "--json", "--fail-on", "collapsed")
+    assert watching.stdout is not None and watching.stderr is not None
+    assert strict(watching.stdout.readline())["runs"][0]["verdict"] == "healthy"
+    write(41, 45)
+    write(45, 81)
+    out, err = watching.communicate(timeout=60)
+    assert strict(out.splitlines()[-1])["runs"][0]["verdict"] == "silent"
+    assert (watching.returncode, err) == (3, "")
+
+    watching = start(tmp_path, "analyze", log.parent, "--follow")
+    assert watching.stdout is not None
+    assert "silent" in watching.stdout.readline()
+    watching.send_signal(signal.SIGINT)
+    _, err = watching.communicate(timeout=60)
+    assert (watching.returncode, err) == (130, "interrupted\n")
 
 
 def test_untrusted_transcripts_reach_the_terminal_as_visible_text(command: Command, tmp_path: Path) -> None:

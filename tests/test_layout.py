@@ -20,14 +20,16 @@ PACKAGES = {
     "dashboards": "collapsewatch.dashboards",
 }
 LAYERS = (
-    "records plugins theme",
+    "records plugins theme advice",
     "formats structure detectors interventions journal combine curves words",
     "shares",
-    "importers database probe measure supervisor verdict",
-    "merge rows",
-    "store queries tables",
+    "importers database probe measure supervisor course",
+    "merge rows verdict",
+    "aliases store queries tables",
+    "samples",
     "monitor report ledger",
-    "callback dashboards page",
+    "findings follow",
+    "summary callback dashboards page",
     "trainer",
     "cli",
     "__main__",
@@ -122,6 +124,7 @@ def test_nothing_imports_in_a_circle() -> None:
     [
         ("collapsewatch", "torch transformers trl dash plotly scipy.stats duckdb collapsewatch.cli"),
         ("collapsewatch.report", "torch transformers dash plotly"),
+        ("collapsewatch.page", "torch transformers dash plotly.graph_objs"),
         ("collapsewatch.monitor", "torch transformers dash plotly"),
         ("collapsewatch.dashboards.app", "torch transformers trl collapsewatch.trainer collapsewatch.callback"),
     ],
@@ -166,7 +169,7 @@ def test_the_readme_tree_is_the_tree() -> None:
         else:
             assert said, f"{name} has no description"
             listed.append("".join([*folders, name]))
-    kinds = ("*.py", "*.sql", "*.toml", "*.jinja")
+    kinds = ("*.py", "*.sql", "*.toml", "*.jinja", "*.css", "*.js")
     real = {str(p.relative_to(ROOT)) for folder in FOLDERS for kind in kinds for p in (ROOT / folder).rglob(kind)}
     assert sorted(listed) == sorted(set(listed))
     assert (real - set(listed), set(listed) - real) == (set(), set())  # (not in the README, not in the tree)

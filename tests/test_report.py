@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from dataclasses import replace
@@ -10,13 +9,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from collapsewatch.detectors import Detection
 from collapsewatch.monitor import Monitor
 from collapsewatch.plugins import UnknownPlugin
-from collapsewatch.records import Applied, Event, Observation, StepRecord, Structure, Tier, TurnRow, Verdict
-from collapsewatch.report import ReportError, analyze, print_summary, to_json
+from collapsewatch.records import (
+    Applied,
+    Event,
+    Observation,
+    RolloutRow,
+    StepRecord,
+    Structure,
+    Tier,
+    TurnRow,
+    Verdict,
+)
+from collapsewatch.report import ReportError, analyze, analyze_all, to_json
 from collapsewatch.store import Store
 from collapsewatch.verdict import decide, replay
 
@@ -245,50 +253,49 @@ def test_transcripts_without_steps_are_judged_by_their_shares(tmp_path: Path) ->
         analyze(path, format="nope")
 
 
-def test_the_summary_has_a_row_per_run_and_a_line_per_broken_file(tmp_path: Path) -> None:
-    text = io.StringIO()
-    print_summary(analyze(folder(tmp_path)), Console(file=text, width=200))
-    shown = text.getvalue()
-    assert shown.count("healthy") == 2 and shown.count("broken: ") == 2
-    assert "0.70 / 0.70 / 0.70" in shown
+def test_seeds_of_one_arm_follow_each_other_in_order(tmp_path: Path) -> None:
+    for name in ("kl0.2_seed10", "kl0.2_seed9", "kl0.10_seed1", "plain"):
+        stored(tmp_path / name, course(LOW))
+    assert [r.name for r in analyze(tmp_path)] == ["kl0.2_seed9", "kl0.2_seed10", "kl0.10_seed1", "plain"]
 
 
-def shown(path: Path, width: int) -> str:
-    text = io.StringIO()
-    print_summary(analyze(path), Console(file=text, width=width))
-    return text.getvalue()
+def test_what_two_paths_hold_is_told_once(tmp_path: Path) -> None:
+    stored(tmp_path / "a", course(LOW))
+    stored(tmp_path / "b", course(LOW))
+    assert [r.name for r in analyze_all([tmp_path / "b", tmp_path, tmp_path / "b"])] == ["b", "a"]
 
 
-def test_of_transcripts_the_summary_shows_shares_and_reasons_also_on_a_narrow_terminal(tmp_path: Path) -> None:
-    for width in (80, 200):
-        lines = shown(transcripts(tmp_path / "t.jsonl"), width).splitlines()
-        assert max(map(len, lines)) <= width
-        rows = {tuple(line.split()[: -5 if "%" in line else None]): line.split()[-5:] for line in lines}
-        assert rows["all",] == ["30", "50.0%", "0.0%", "50.0%", "0.0%"]
-        assert [name for name in rows if name[:1] == ("step",)] == [
-            ("step", "0"),
-            ("step", "14"),
-        ]  # all alike: no worst
-        assert rows["turn", "1"] == ["15", "0.0%", "0.0%", "100.0%", "0.0%"]
-        (reason,) = (line for line in lines if "unclosed_call" in line)
-        assert reason.split()[:5] == ["unclosed_call", "15", "50.0%", "structural", "2"]
-        assert reason.split()[5].startswith("<tool_call>")
-        assert sum("1 of 31 lines left out" in line for line in lines) == 1
+def test_a_user_says_what_a_column_is(tmp_path: Path) -> None:
+    rows = ["it,cutoff,score"] + [f"{t},{0.95 if t > 40 else 0.01},{0.0 if t > 40 else 0.8}" for t in range(1, 81)]
+    (tmp_path / "log.csv").write_text("\n".join(rows))
+    names = {"it": "step", "cutoff": "completions/clipped_ratio", "score": "reward"}
+    (report,) = analyze(tmp_path / "log.csv", names=names)
+    assert (report.verdict, report.onset_step, report.unmapped) == (Verdict.COLLAPSED, 41, ())
 
 
-def test_of_many_steps_the_first_the_worst_and_the_last_are_shown(tmp_path: Path) -> None:
-    path = tmp_path / "t.jsonl"
-    path.write_text("\n".join(json.dumps({"step": s, "text": "" if s == 7 else "Fine."}) for s in range(40)))
-    assert [line.split("  ")[0] for line in shown(path, 100).splitlines() if line.startswith("step ")] == [
-        "step 0", "step 7 (worst)", "step 39",
-    ]  # fmt: skip
+def test_the_rollouts_worth_reading_are_a_sound_one_from_before_and_the_worst_since(tmp_path: Path) -> None:
+    def record(step: int) -> StepRecord:
+        late = step > 40
+        rows = []
+        for i, (structure, hazard) in enumerate([(Structure.TOOL_CALL, 0.0), (Structure.POLLUTED, math.nan)]):
+            structure = Structure.COLLAPSED if late and i else structure
+            rows.append(
+                RolloutRow(i, 0, 0.5, 0.0, 1, 3, 0, 0, str(structure), hazard + step, f"prompt {step}", f"{i}@{step}")
+            )
+        turns = (
+            TurnRow(0, 0, "tool_call", "ok", "eos", 3, 1, 0.0),
+            TurnRow(1, 0, "collapsed", "empty", "eos", 3, 0, 0.0),
+        )
+        seen = (Observation("truncated", 0.95 if late else 0.01, 8),)
+        return StepRecord(step, 0.0, {}, seen, (), turns, tuple(rows))
 
-
-def test_columns_that_no_run_fills_are_left_out(tmp_path: Path) -> None:
-    head = shown(untold(tmp_path / "t.jsonl"), 80).splitlines()[0]
-    assert head.split() == ["run", "┃", "verdict"]
-    stored(tmp_path / "run", spike())
-    assert all(name in shown(tmp_path, 200).splitlines()[0] for name in ("first mover", "onset", "interventions"))
+    (report,) = analyze(stored(tmp_path / "run", [record(t) for t in range(1, 71)]))
+    assert report.onset_step == 41
+    sound, *worst = report.samples
+    assert (sound.place, sound.reason, sound.text, sound.prompt) == ("step 40, rollout 0", "", "0@40", "prompt 40")
+    assert len(worst) == 3 and {s.reason for s in worst} == {"collapsed (empty)"}
+    assert all(int(s.text.partition("@")[2]) >= 41 for s in worst)
+    assert "samples" not in report.to_dict()
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="needs the shared transcripts")

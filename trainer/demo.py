@@ -19,7 +19,8 @@ from rich.progress import Progress
 
 from collapsewatch.dashboards.server import serve_in_thread
 from collapsewatch.queries import Run, RunError, open_run
-from collapsewatch.report import analyze, print_summary
+from collapsewatch.report import analyze
+from collapsewatch.summary import print_summary
 
 from .config import ConfigError, TrainConfig, load_config
 from .progress import PLAIN_EVERY, bars, line, warm_start

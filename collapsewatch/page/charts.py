@@ -75,7 +75,7 @@ def _named(*names: str) -> Callable[[RunReport], Iterable[str]]:
 
 def _hazards(report: RunReport) -> list[str]:
     """The sum, what drove the verdict, and the control tokens, the highest first."""
-    driving = [d.stream for d in report.evidence if spec(d.stream).kind == "hazard"]
+    driving = [d.stream for d in report.evidence if d.stream.startswith("hazard")]
     groups = {name: spec(name).weight_group for name in report.curves if name.startswith("hazard")}
     tokens = [name for name, group in groups.items() if group == "token"]
     tokens.sort(key=lambda name: -max(report.curves[name].values))
@@ -212,13 +212,19 @@ def _marks(report: RunReport) -> list[dict[str, Any]]:
 
 
 def episodes(report: RunReport) -> list[tuple[int, int, int | None]]:
-    """Onset, alarm and end of each alarm; the end is None where it lasts."""
+    """Onset, alarm and end of each alarm; the end is None where it lasts. A loss without an alarm is one too.
+
+    The alarm that the verdict rests on begins where the verdict says.
+    """
     found: list[tuple[int, int, int | None]] = []
     for alarm in report.alarms:
         if alarm.tier is Tier.ALARM:
-            found.append((alarm.onset_step, alarm.step, None))
+            own = alarm.step == report.detected_step and report.onset_step is not None
+            found.append((report.onset_step or 0 if own else alarm.onset_step, alarm.step, None))
         elif alarm.tier in (Tier.CLEARED, Tier.REBASELINED) and found:
             found[-1] = (*found[-1][:2], alarm.step)
+    if not found and report.onset_step is not None and report.detected_step is not None:
+        found.append((report.onset_step, report.detected_step, None))
     return found
 
 

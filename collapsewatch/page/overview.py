@@ -45,29 +45,20 @@ def pill(verdict: Verdict) -> Html:
 
 
 def _comparison(runs: Sequence[Named]) -> Html:
-    head = [
-        "run",
-        "verdict",
-        "how",
-        "moved first",
-        "since",
-        "alarm",
-        "steps",
-        "reward: first",
-        "best",
-        "last",
-        "reward",
-    ]
+    head = ["run", "verdict", "reward", "since", "how", "moved first", "alarm", "steps", "first", "best", "last"]
     rows = []
     for anchor, name, r in runs:
         told = [None] * 3 if r.reward is None else [findings.short(value) for value in r.reward]
-        steps = [None if value is None else str(value) for value in (r.onset_step, r.detected_step, r.steps[2] or None)]
+        since, alarm, steps = (
+            None if n is None else str(n) for n in (r.onset_step, r.detected_step, r.steps[2] or None)
+        )
         mover = stream_words(r.first_mover) if r.first_mover else None
         link = tag("a", name, href=f"#{anchor}")
-        rows.append([link, pill(r.verdict), r.kind.replace("_", " "), mover, *steps, *told, sparkline(r)])
+        how = r.kind.replace("_", " ")
+        rows.append([link, pill(r.verdict), sparkline(r), since, how, mover, alarm, steps, *told])
     kept = [i for i in range(len(head)) if any(row[i] for row in rows)]
     cells = [[row[i] for i in kept] for row in rows]
-    numbers = [at for at, i in enumerate(kept) if 4 <= i <= 9]
+    numbers = [at for at, i in enumerate(kept) if i == 3 or i >= 6]
     return table([head[i] for i in kept], cells, numbers)
 
 

@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator
 
 from .. import findings
 from ..advice import PAPER, Advice
-from ..findings import percent
 from ..formats import format_named
 from ..records import Alarm, Driver, Verdict
 from ..report import OWN, RunReport
 from ..samples import Sample
 from ..theme import ALARM, GREEN
-from ..words import number, stream_words, token_of
+from ..words import amount, number, percent, stream_words, token_of
 from .charts import Chart, charts, episodes
 from .markup import Html, coded, escaped, marked, table, tag
 from .overview import pill
@@ -42,13 +41,11 @@ def section(anchor: str, name: str, report: RunReport, points: int, format: str,
 def _title(name: str, r: RunReport) -> Html:
     facts = {
         "onset": None if r.onset_step is None else f"step {r.onset_step}",
-        "alarm": None if r.detected_step is None else f"step {r.detected_step}",
-        "steps": str(r.steps[2]) if r.steps[2] else None,
+        findings.known(r).split()[0]: None if r.detected_step is None else f"step {r.detected_step}",
+        "steps": _steps(*r.steps),
         "turns": str(r.structure.turns) if r.structure else None,
         "moved first": stream_words(r.first_mover) if r.first_mover else None,
-        "reward, first": None if r.reward is None else number(r.reward[0]),
-        "best": None if r.reward is None else number(r.reward[1]),
-        "last": None if r.reward is None else number(r.reward[2]),
+        "reward first / best / last": None if r.reward is None else " / ".join(map(findings.short, r.reward)),
         "interventions": str(len(r.applied)) if r.applied else None,
     }
     told = [tag("div", tag("dt", key), tag("dd", value)) for key, value in facts.items() if value]
@@ -62,6 +59,13 @@ def _title(name: str, r: RunReport) -> Html:
     )
 
 
+def _steps(first: int | None, last: int | None, count: int) -> str | None:
+    if first is None or last is None:
+        return None
+    gaps = count < last - first + 1
+    return f"{first} to {last}" + (f", {count} logged" if gaps else "")
+
+
 def _block(title: str, inside: Html | None) -> Html | None:
     return tag("div", tag("h3", title), inside, class_="block") if inside else None
 
@@ -71,11 +75,14 @@ def _evidence(r: RunReport) -> Html | None:
     if not r.evidence:
         return None
     dated = r.onset_step is not None
-    head = ["stream", "share", "", "level", "usual", "tolerated"]
+    head = ["stream", "share", "", "level", "usual", "limit"]
     rows = [_driver(d) for d in r.evidence]
     kept = range(6) if dated else (0, 3, 5)
     cells = [[row[i] for i in kept] for row in rows]
-    said = f"At step {r.detected_step}, when the alarm was raised." if dated else "Over all turns."
+    at = f"At step {r.detected_step}, when the alarm was raised."
+    if not any(a.step == r.detected_step for a in r.alarms):
+        at = "Before and after the onset; no alarm tells of this, the run's own curves do."
+    said = at if dated else "Over all turns."
     numbers = [at for at, i in enumerate(kept) if i in (1, 3, 4, 5)]
     return escaped([tag("p", said, class_="soft"), table([head[i] for i in kept], cells, numbers)])
 
@@ -85,7 +92,7 @@ def _driver(d: Driver) -> list[Html | str]:
     bar = Html(f'<svg class="bar" width="60" height="8" aria-hidden="true"><rect width="{width}%" height="8"/></svg>')
     return [
         tag("span", stream_words(d.stream), title=d.stream, class_="token" if token_of(d.stream) else None),
-        *(percent(d.share), bar, percent(d.level), percent(d.baseline), percent(d.tolerance)),
+        *(percent(d.share), bar, *(amount(d.stream, value) for value in (d.level, d.baseline, d.tolerance))),
     ]
 
 
