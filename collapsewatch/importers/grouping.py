@@ -48,6 +48,14 @@ def by_run(rows: Iterable[Row], columns: Columns) -> dict[str, Iterable[Stepped]
     }
 
 
+def trainer_steps(rows: Iterable[Stepped], columns: Columns) -> list[Stepped]:
+    """A tracker's rows by the trainer's own steps, if any row tells one; the tracker itself counts its calls."""
+    told = [(counted, columns.step(row), row) for counted, row in rows]
+    if not any(name for _, name, _ in told):
+        return [(counted, row) for counted, _, row in told]
+    return [(whole(row[name]) if name else None, row) for _, name, row in told]
+
+
 def long_to_wide(header: Collection[str]) -> tuple[str, str] | None:
     """The columns of the names and of the values of metrics, in a table that has one value per row."""
     lower = {name.lower(): name for name in header}

@@ -45,8 +45,11 @@ class Messages(Importer):
                 lost += 1
                 continue
             told = row if isinstance(row, dict) else {}
-            model = str(told.get("model") or run_name(source))
-            take(runs.setdefault(model, Turns(self.options.format)), dialogue, line, told)
+            turns = runs.setdefault(str(told.get("model") or run_name(source)), Turns(self.options.format))
+            asked = next((text_of(m) for m in dialogue if m.get("role") == "user"), "")
+            reward = next((number(told[name]) for name in _REWARDS if name in told), float("nan"))
+            place = Place(line, whole(told.get("step")), group=asked)
+            take(turns, dialogue, place, {"reward": reward}, told.get("finish_reason"))
         if not runs:
             raise ImportFailed(f"{source.name}: got no dialogue, expected objects with `messages`")
         left = (f"{lost} objects without an assistant's message left out",) if lost else ()
@@ -74,20 +77,19 @@ class Judged(NamedTuple):
     text: str
 
 
-def take(turns: Turns, dialogue: Sequence[Mapping[str, Any]], line: int, told: Mapping[str, Any]) -> None:
-    """Count the assistant's messages of one rollout; `told` is what else its row says: step, reward, finish."""
-    step = whole(told.get("step"))
+def take(
+    turns: Turns, dialogue: Sequence[Mapping[str, Any]], place: Place, told: Mapping[str, float], ended: Any = None
+) -> None:
+    """Count the assistant's messages of one rollout, with its metrics and why its last message ended."""
     spoken = [m for m in dialogue if m.get("role") == "assistant"]
-    asked = next((text_of(m) for m in dialogue if m.get("role") == "user"), str(told.get("prompt", "")))
     attempted = 0
     for i, message in enumerate(spoken):
-        ended = message.get("finish_reason") or (told.get("finish_reason") if message is spoken[-1] else None)
-        stop = stop_of(ended)
+        reason = message.get("finish_reason") or (ended if message is spoken[-1] else None)
+        stop = stop_of(reason)
         judged = judge(message, turns.format, stop)
         attempted += judged.turn.attempted
-        turns.take(judged.turn, judged.text, Place(line, step, i, asked), stop)
-    reward = next((number(told[name]) for name in _REWARDS if name in told), float("nan"))
-    turns.rollout(step, attempted, {"reward": reward})
+        turns.take(judged.turn, judged.text, place._replace(turn=i), stop)
+    turns.rollout(place.step, attempted, told)
 
 
 def judge(message: Mapping[str, Any], format: str, stop: Stop = "unknown") -> Judged:

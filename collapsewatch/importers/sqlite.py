@@ -19,7 +19,9 @@ def columns(path: Path, table: str) -> set[str]:
             return set()
     try:
         with opened(path) as db:
-            return {row[1] for row in db.execute("SELECT * FROM pragma_table_info(?)", (table,))}
+            # A view would compute whatever its author likes.
+            tables = db.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name = ?", (table,))
+            return {row[1] for (name,) in tables for row in db.execute("SELECT * FROM pragma_table_info(?)", (name,))}
     except ImportFailed:
         return set()
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from .base import Imported, Importer, ImportFailed, NoTraining
 from .columns import Columns, whole
+from .grouping import Stepped, trainer_steps
 from .source import Source, parse
 from .sqlite import columns, opened
 
@@ -30,17 +31,15 @@ class Trackio(Importer):
         return source.suffix == ".db" and {"metrics", *_COLUMNS} <= columns(source.path, "metrics")
 
     def read(self, source: Source) -> list[Imported]:
-        told = Columns(self.options.names)
-        runs: dict[tuple[str, str], list[tuple[int | None, dict[str, Any]]]] = defaultdict(list)
+        runs: dict[tuple[str, str], list[Stepped]] = defaultdict(list)
         for key, name, count, row in _parquet(source) if source.suffix == ".parquet" else _database(source):
-            step = told.step(row)
-            runs[key, name].append((whole(row[step]) if step else count, row))
+            runs[key, name].append((count, row))
         names = [name for _, name in runs]
         found: list[Imported] = []
         for (key, name), rows in runs.items():
             label = f"{source.stem}/{name}" + (f"-{key[:8]}" if names.count(name) > 1 else "")
             try:
-                found.append(self.scalars(source, rows, label))
+                found.append(self.scalars(source, trainer_steps(rows, Columns(self.options.names)), label))
             except NoTraining:
                 continue
         if not found:

@@ -70,14 +70,12 @@ def _rows(source: Source) -> Iterator[dict[str, Any]]:
 
 
 def _count(turns: Turns, row: Mapping[str, Any], line: int) -> None:
-    completion, step = row["completion"], whole(row["step"])
-    told = _rewards(row)
+    completion, told = row["completion"], _rewards(row)
+    place = Place(line, whole(row["step"]), 0, str(row["prompt"]))
     if isinstance(completion, list):
-        asked = {"step": step, "prompt": str(row["prompt"]), "reward": told["reward"]}
-        take(turns, [m for m in completion if isinstance(m, dict)], line, asked)
+        take(turns, [m for m in completion if isinstance(m, dict)], place, told)
     else:
-        place = Place(line, step, 0, str(row["prompt"]))
-        turns.rollout(step, turns.add(str(completion or ""), place).attempted, told)
+        turns.rollout(place.step, turns.add(str(completion or ""), place).attempted, told)
 
 
 def _rewards(row: Mapping[str, Any]) -> dict[str, float]:

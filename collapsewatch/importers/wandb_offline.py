@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 from zlib import crc32
 
 from .base import Imported, Importer
-from .columns import Columns, whole
+from .columns import Columns
+from .grouping import Stepped, trainer_steps
 from .source import Source, parse
 from .wire import WireError, fields
 
@@ -41,16 +42,13 @@ class WandbOffline(Importer):
         return path.parent
 
     def read(self, source: Source) -> list[Imported]:
-        columns, names, faults = Columns(self.options.names), dict[int, str](), list[str]()
-        rows: list[tuple[int | None, dict[str, Any]]] = []
+        names, faults, rows = dict[int, str](), list[str](), list[Stepped]()
         broken = 0
         for record in _records(source, faults):
             try:
                 for number, value in fields(record):
                     if number == _HISTORY and isinstance(value, bytes):
-                        count, row = _history(value)
-                        step = columns.step(row)
-                        rows.append((whole(row[step]) if step else count, row))
+                        rows.append(_history(value))
                     elif number == _RUN and isinstance(value, bytes):
                         names |= {n: _text(v) for n, v in fields(value) if n in (_RUN_ID, _DISPLAY_NAME)}
             except WireError:
@@ -58,7 +56,7 @@ class WandbOffline(Importer):
         if broken:
             faults.append(f"{source.name}: {broken} broken records left out")
         name = names.get(_DISPLAY_NAME) or names.get(_RUN_ID) or source.path.resolve().parent.name
-        return [self.scalars(source, rows, name, tuple(faults))]
+        return [self.scalars(source, trainer_steps(rows, Columns(self.options.names)), name, tuple(faults))]
 
 
 def _records(source: Source, faults: list[str]) -> Iterator[bytes]:
