@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from math import exp, isfinite, sqrt
-from statistics import fmean, median, pvariance
+from math import exp, isfinite
+from statistics import fmean, median
 from typing import NamedTuple
 
+import numpy as np
+
+from .course import LOST, WINDOW, Finding, Series, cut, judge, loss_before, watched, window
 from .curves import Curves
 from .detectors import FA_PER_10K, Detection, build, spec
 from .detectors.baseline import USABLE
-from .detectors.policy import CULPRIT
+from .detectors.policy import CULPRIT, OUTCOMES
 from .detectors.streams import BAD_OUTCOMES, FAILURES
 from .records import Alarm, Driver, Event, StepRecord, Tier, Verdict
 
 MIN_STEPS = 5  # what the health check needs; a run that was shorter says nothing
-WINDOW = 10  # records that make "at the end": long enough for a median to outvote a freak batch
 BROKEN = 0.5  # share of failed outcomes from which on structure counts as lost: the hard limit's
 SOUND = 0.25  # below it structure counts as intact again: half of broken
-LOST = 0.3  # of the best reward: less than that at the end is a run lost
 KEPT = 0.8  # of the best reward: that much at the end is a run whose reward shows nothing
-SAGGED = 0.7  # of the best quarter: less, beyond noise, is a loss even where no structure explains it
-NOISE = 3.0  # standard errors
+MENDED = 2 / 3  # of the broken share at the start: a run that came so far with its reward intact is learning
 NO_REWARD = 0.01  # a best window below it: no rollout ever succeeded
 TOUCHED = 0.1  # share of broken turns, in a transcript without steps, that is more than slips
 
@@ -39,6 +40,7 @@ class Trace:
     counts: dict[str, int] = field(default_factory=dict)
     alarms: list[Alarm] = field(default_factory=list)
     movers: dict[int, str] = field(default_factory=dict)  # by the step of the alarm
+    told: dict[str, Series] = field(default_factory=dict)  # the watched metrics, and the rates that detectors read
     curves: Curves = field(default_factory=Curves)
 
 
@@ -56,6 +58,9 @@ def replay(records: Iterable[StepRecord], events: Iterable[Event] = (), fa_per_1
         reward = record.metrics.get("reward")
         if reward is not None and isfinite(reward):
             trace.reward.append(reward)
+        for name, value in record.metrics.items():
+            if watched(name) and isfinite(value):
+                trace.told.setdefault(name, Series()).add(record.step, value)
         levels: dict[str, float] = {}
         for o in record.observations:
             if isfinite(o.value):
@@ -63,6 +68,8 @@ def replay(records: Iterable[StepRecord], events: Iterable[Event] = (), fa_per_1
         for stream, level in levels.items():
             trace.tail.setdefault(stream, deque(maxlen=WINDOW)).append(level)
             trace.counts[stream] = trace.counts.get(stream, 0) + 1
+            if stream in OUTCOMES:
+                trace.told.setdefault(stream, Series()).add(record.step, level)
         if BAD_OUTCOMES & levels.keys():
             trace.failure.append(_failure_rate(levels))
     return trace
@@ -96,16 +103,60 @@ def _failure_rate(levels: dict[str, float]) -> float:
 
 
 class Judgement(NamedTuple):
-    """Verdict, kind, the alarm they rest on, and the mean reward of the first, best and last window."""
+    """Verdict, kind, the alarm they rest on, and the mean reward of the first, best and last window.
+
+    Where no alarm tells a loss that the scalars tell, `finding` does. `onset` is when it began, `mover` what moved
+    first.
+    """
 
     verdict: Verdict
     kind: str
     alarm: Alarm | None
     reward: tuple[float, float, float] | None
+    finding: Finding | None = None
+    onset: int | None = None
+    mover: str = ""
 
 
 def decide(trace: Trace) -> Judgement:
-    """Judge a replayed run."""
+    """Judge a replayed run by its structure and by its scalars: the worse counts."""
+    found, finding = _by_structure(trace), None
+    if found.verdict is not Verdict.COLLAPSED and len(trace.steps) >= MIN_STEPS:
+        finding = judge(trace.told)
+    if finding and found.verdict is Verdict.DEAD and finding.kind != "lock_in":
+        finding = None  # what never lived lost nothing
+    if finding and (found.alarm is None or finding.verdict is Verdict.COLLAPSED):
+        mover = finding.drivers[0].stream
+        return Judgement(finding.verdict, finding.kind, None, found.reward, finding, finding.onset, mover)
+    if found.alarm is None:
+        return found
+    onset, drivers = _onset(trace, found.alarm), found.alarm.drivers
+    mover = trace.movers.get(found.alarm.step, "") or (drivers[0].stream if drivers else "")
+    earlier = loss_before(trace.told.get("reward"), onset) if found.verdict is Verdict.COLLAPSED else None
+    return (
+        found._replace(onset=onset, mover=mover) if earlier is None else found._replace(onset=earlier, mover="reward")
+    )
+
+
+def _onset(trace: Trace, alarm: Alarm) -> int:
+    """When what the alarm tells began: the jump of its main rate, if one step made most of the change.
+
+    The detector dates back to the first excess over what was tolerated, which may have been a drift before it.
+    """
+    series = trace.told.get(alarm.drivers[0].stream) if alarm.drivers else None
+    if series is None:
+        return alarm.onset_step
+    first, last = bisect_left(series.steps, alarm.onset_step), bisect_left(series.steps, alarm.step)
+    first = max(0, first - WINDOW)
+    near = np.asarray(series.values[first : last + WINDOW])
+    k = cut(near)
+    if k is None or not alarm.onset_step <= series.steps[first + k] <= alarm.step:
+        return alarm.onset_step
+    jump, change = near[k] - near[k - 1], near[k:].mean() - near[:k].mean()
+    return series.steps[first + k] if jump >= change / 2 > 0 else alarm.onset_step
+
+
+def _by_structure(trace: Trace) -> Judgement:
     reward = _reward(trace.reward)
     kept = _kept(trace.reward, reward) if reward else None
     if len(trace.steps) < MIN_STEPS or not (trace.failure or trace.counts or trace.reward):
@@ -119,11 +170,12 @@ def decide(trace: Trace) -> Judgement:
     if never_sound and never_rewarded and (began is not None or reward is not None):
         return Judgement(Verdict.DEAD, "broken_start", None, reward)
     if alarm is None:
-        if failing is not None and failing >= BROKEN:  # from the start: nothing rose, so nothing alarmed
+        mending = failing is not None and began is not None and failing <= MENDED * began and (kept or 0.0) >= KEPT
+        if (
+            failing is not None and failing >= BROKEN and not mending
+        ):  # from the start: nothing rose, so nothing alarmed
             verdict = Verdict.SILENT if kept is None or kept >= KEPT else Verdict.COLLAPSED
             return Judgement(verdict, "broken_start", None, reward)
-        if _sagged(trace.reward):
-            return Judgement(Verdict.DEGRADED, "reward_loss", None, reward)
         return Judgement(Verdict.HEALTHY, "", None, reward)
     if broken and kept is not None and kept >= KEPT:
         # The answers are right and do not end: the end of the turn is what was lost.
@@ -191,19 +243,15 @@ def _back(trace: Trace, alarm: Alarm) -> bool:
     return bool(tails) and all(tail and median(tail) < tolerance for tolerance, tail in tails)
 
 
-def _window(values: Sequence[float]) -> int:
-    return max(3, min(WINDOW, len(values) // 4))
-
-
 def _medians(values: Sequence[float]) -> list[float]:
-    w = min(_window(values), len(values))
+    w = min(window(len(values)), len(values))
     return [median(values[i : i + w]) for i in range(len(values) - w + 1)]
 
 
 def _reward(values: Sequence[float]) -> tuple[float, float, float] | None:
     if not values:
         return None
-    w = min(_window(values), len(values))
+    w = min(window(len(values)), len(values))
     means = [fmean(values[i : i + w]) for i in range(len(values) - w + 1)]
     return means[0], max(means), means[-1]
 
@@ -212,18 +260,3 @@ def _kept(values: Sequence[float], reward: tuple[float, float, float]) -> float 
     """The part of the best reward left at the end; with rewards below zero, counted from the worst seen."""
     low = min(0.0, *values)
     return (reward[2] - low) / (reward[1] - low) if reward[1] > low else None
-
-
-def _sagged(values: Sequence[float]) -> bool:
-    """Is the reward of the last quarter below that of the best quarter by a third, and by more than noise?
-
-    Quarters, because the best of many short windows lies above the last one in any noisy run.
-    """
-    w = len(values) // 4
-    if w < 2:
-        return False
-    last = values[-w:]
-    best = max((values[i * w : (i + 1) * w] for i in range(3)), key=fmean)
-    low = min(0.0, *values)
-    noise = sqrt((pvariance(best) + pvariance(last)) / w)
-    return fmean(last) - low < SAGGED * (fmean(best) - low) and fmean(best) - fmean(last) > NOISE * noise

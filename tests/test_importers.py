@@ -18,7 +18,6 @@ from collapsewatch.importers.trl_console import TrlConsole
 from collapsewatch.plugins import resolve
 from collapsewatch.report import analyze
 
-LOGS = Path(__file__).parents[2] / "shared" / "data" / "logs"
 CALL = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
 
 
@@ -253,18 +252,3 @@ def test_a_broken_file_says_what_is_wrong(name: str, content: str, message: str,
     assert importer is not None
     with pytest.raises(ImportFailed, match=message):
         importer.read(Source(path))
-
-
-@pytest.mark.skipif(not LOGS.exists(), reason="needs the shared logs")
-def test_real_logs_are_recognised_and_numbered() -> None:
-    manifest = {m["name"]: m for m in json.loads((LOGS / "manifest.json").read_text())}
-    seen = 0
-    for name in manifest:
-        for path in sorted((LOGS / name).iterdir()):
-            importer = find(Source(path))
-            if importer is not None and name.startswith("trl_"):
-                (run,) = importer.read(Source(path))
-                steps = [r.step for r in run.records]
-                assert steps == sorted(set(steps)) and len(steps) >= 40
-                seen += 1
-    assert seen == sum(name.startswith("trl_") for name in manifest)

@@ -120,6 +120,11 @@ class Importer(ABC):
         return Imported(name, self.source, source.path, found.records, found.unmapped, faults=faults + found.faults)
 
 
+def beside_wandb(path: Path) -> bool:
+    """Is it the console output that a W&B run keeps beside its own records?"""
+    return path.name == "output.log" and any(path.parent.parent.glob("*.wandb"))
+
+
 def run_name(source: Source) -> str:
     """What to call the run of a file: by its name, or by its folder's where half of all runs have such a file.
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ast
 import re
+from pathlib import Path
 from typing import Any, ClassVar
 
-from .base import Imported, Importer, ImportFailed
+from .base import Imported, Importer, ImportFailed, beside_wandb
 from .columns import whole
 from .source import CONSOLE, Source
 
@@ -28,6 +29,9 @@ class TrlConsole(Importer):
 
     def sniff(self, source: Source) -> bool:
         return source.suffix in CONSOLE and any(_is_step(m[0]) for m in _ROW.finditer(source.head))
+
+    def superseded(self, path: Path) -> bool:
+        return beside_wandb(path)
 
     def read(self, source: Source) -> list[Imported]:
         told, rows, bars = 0, list[dict[str, Any]](), dict[str, _Bar]()

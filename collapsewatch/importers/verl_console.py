@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import ClassVar
 
-from .base import Imported, Importer
+from .base import Imported, Importer, beside_wandb
 from .source import CONSOLE, Source
 
 _STEP = re.compile(r"(?<![\w/])step:(\d{1,18}) - (?=\S+:)")
@@ -22,6 +23,9 @@ class VerlConsole(Importer):
 
     def sniff(self, source: Source) -> bool:
         return source.suffix in CONSOLE and ("(TaskRunner pid=" in source.head or _STEP.search(source.head) is not None)
+
+    def superseded(self, path: Path) -> bool:
+        return beside_wandb(path)
 
     def read(self, source: Source) -> list[Imported]:
         return [self.scalars(source, _rows(source))]

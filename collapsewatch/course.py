@@ -1,0 +1,295 @@
+"""What the scalars of a run say after the fact: losses that last, when they began, and what moved before them.
+
+Detectors watch structural rates, of which a healthy run has a known level. Reward, accuracy, entropy and lengths
+have none: they are judged against the run's own best, once it is over.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from math import inf, sqrt
+from statistics import fmean, median
+from typing import NamedTuple
+
+import numpy as np
+
+from .curves import is_score
+from .records import Driver, Verdict
+
+WINDOW = 10  # rows that make "at the end": long enough for a mean to outvote a freak batch
+LOST = 0.3  # of the best: less than that at the end is lost
+SAGGED = 0.7  # of the best quarter: less, beyond noise, is a loss
+NOISE = 3.0  # standard errors between two quarters
+SURE = 5.0  # standard errors between best and end: the best of many windows is a lucky one, in any noisy run
+FEW_TOKENS = 5.0  # in the mean: less is no answer, only its end
+LOCKED = 0.02  # nat: the model writes one text whatever is sampled; healthy tool agents have 0.03 and more
+CEILING = 0.9  # of the highest reward of any row: what is there has nothing left to learn
+
+LENGTH, CALLS, GRAD = "completions/mean_length", "tools/call_frequency", "grad_norm"
+
+
+class Change(NamedTuple):
+    """A metric that counts as moved when its level is multiplied by `factor` or more (if < 1: or less)."""
+
+    metric: str
+    factor: float
+    kind: str
+
+
+# Factors that no healthy run of the logs seen so far reaches while its reward falls.
+CAUSES = (
+    Change(CALLS, 0.5, "tool_abandonment"),
+    Change(LENGTH, 0.25, "early_stop"),
+    Change(LENGTH, 1.5, "length_runaway"),
+    Change(GRAD, 30.0, "grad_explosion"),
+    Change("entropy", 3.0, "entropy_explosion"),
+    Change("kl", 10.0, "kl_explosion"),
+)
+"""What may have moved with a loss, the most telling first."""
+WATCHED = frozenset({"reward", "accuracy", "reward_std"} | {cause.metric for cause in CAUSES})
+
+
+class Series:
+    """One metric over the steps that tell it."""
+
+    def __init__(self) -> None:
+        self.steps, self.values = array("q"), array("d")
+
+    def add(self, step: int, value: float) -> None:
+        self.steps.append(step)
+        self.values.append(value)
+
+    def __iter__(self) -> Iterator[tuple[int, float]]:
+        return zip(self.steps, self.values, strict=True)
+
+
+class Fall(NamedTuple):
+    """A fall from the best level: index of the first row below, means before and after, and whether noise can do it."""
+
+    at: int
+    before: float
+    after: float
+    sure: bool
+
+
+class Finding(NamedTuple):
+    """A lasting loss: its kind, the step at which it began, the one by which it was beyond noise, what moved."""
+
+    verdict: Verdict
+    kind: str
+    onset: int
+    seen: int
+    drivers: tuple[Driver, ...]
+
+
+def watched(metric: str) -> bool:
+    """Is a metric read here?"""
+    return metric in WATCHED or is_score(metric)
+
+
+def judge(told: Mapping[str, Series]) -> Finding | None:
+    """The worst lasting loss among the scores of a run, or a policy locked into one answer; None without any."""
+    scores = ["reward", "accuracy", *sorted(name for name in told if is_score(name))]
+    for name in scores:
+        if name in told and _lost(told[name]):
+            return _explained(told, name, Verdict.COLLAPSED)
+    found = _early_stop(told) or _locked(told)
+    if found:
+        return found
+    for name in scores[:2]:
+        if name in told and sagged(told[name].values):
+            return _explained(told, name, Verdict.DEGRADED)
+    return None
+
+
+def loss_before(series: Series | None, onset: int) -> int | None:
+    """The step at which the values fell for good, if that was shortly before the onset of something else."""
+    found = fall(series.values) if series else None
+    if series is None or found is None or not found.sure:
+        return None
+    rows = bisect_left(series.steps, onset) - found.at
+    return series.steps[found.at] if 0 < rows <= WINDOW else None
+
+
+def fall(values: Sequence[float]) -> Fall | None:
+    """Where the values fell from their best window for good, if they did.
+
+    Of all ways to cut what follows the beginning of the best window in two, the one that leaves the least
+    variance. A row varies as much afterwards as before, at least: two equal rows prove nothing.
+    """
+    v = np.asarray(values, dtype=np.float64)
+    if v.size < 5:
+        return None
+    w = window(v.size)
+    best = int(np.argmax(np.convolve(v, np.ones(w), "valid")))
+    k = cut(v[best:], max(2, w // 2))
+    if k is None:
+        return None
+    before, after = v[best : best + k], v[best + k :]
+    drop = float(before.mean() - after.mean())
+    if drop <= 0:
+        return None
+    spread = sqrt(max(before.var(ddof=1), after.var(ddof=1)) * (1 / before.size + 1 / after.size))
+    errors = drop / spread if spread else inf
+    sure = errors > _quantile(SURE, before.size + after.size - 2)
+    return Fall(best + k, float(before.mean()), float(after.mean()), sure)
+
+
+def cut(v: np.ndarray, least: int = 1) -> int | None:
+    """Where to cut (N,) values into two of least variance: `least` values or more before, two or more after."""
+    k = np.arange(1, v.size)
+    allowed = (k >= least) & (v.size - k >= 2)
+    if not allowed.any():
+        return None
+    total = np.cumsum(v)
+    between = total[:-1] ** 2 / k + (total[-1] - total[:-1]) ** 2 / (v.size - k)
+    return int(k[np.argmax(np.where(allowed, between, -inf))])
+
+
+def window(n: int) -> int:
+    """How many of n rows make a window."""
+    return max(3, min(WINDOW, n // 4))
+
+
+def sagged(values: Sequence[float]) -> bool:
+    """Is the last quarter below the best quarter by a third, and by more than noise?
+
+    Quarters, because the best of many short windows lies above the last one in any noisy run.
+    """
+    v = np.asarray(values, dtype=np.float64)
+    w = v.size // 4
+    if w < 2:
+        return False
+    last, best = v[-w:], max((v[i * w : (i + 1) * w] for i in range(3)), key=lambda part: float(part.mean()))
+    low = min(0.0, float(v.min()))
+    noise = sqrt((best.var(ddof=1) + last.var(ddof=1)) / w)
+    fell = last.mean() - low < SAGGED * (best.mean() - low)
+    return bool(fell and best.mean() - last.mean() > noise * _quantile(NOISE, 2 * w - 2))
+
+
+def _quantile(z: float, freedom: int) -> float:
+    """Student's quantile for a normal one of z, by its expansion: of few rows even the spread is a guess.
+
+    >>> round(_quantile(3.0, 4), 1), round(_quantile(3.0, 1000), 1)
+    (6.0, 3.0)
+    """
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+
+
+def _lost(series: Series) -> bool:
+    found = fall(series.values)
+    if found is None or not found.sure:
+        return False
+    low = min(0.0, *series.values)
+    end = fmean(series.values[max(found.at, len(series.values) - window(len(series.values))) :])
+    return max(found.after, end) - low < LOST * (found.before - low)
+
+
+def _explained(told: Mapping[str, Series], score: str, verdict: Verdict) -> Finding | None:
+    """The loss of a score, with what else moved about then; the cause that moved first names it."""
+    found = fall(told[score].values)
+    if found is None:
+        return None
+    onset = told[score].steps[found.at]
+    causes: dict[str, tuple[int, Driver, str]] = {}
+    for cause in CAUSES:
+        moved = _moved(told.get(cause.metric), onset, cause)
+        if moved and cause.metric not in causes:
+            causes[cause.metric] = moved
+    ranked = sorted(causes.values(), key=lambda moved: moved[0])  # stable: of what moved at once, the most telling
+    if ranked:
+        kind = ranked[0][2]
+    else:
+        masked = score != "reward" and "reward" in told and not sagged(told["reward"].values)
+        kind = "reward_masked" if masked else "reward_loss"
+    own = (onset, Driver(score, 1.0, found.after, found.before, LOST * found.before), "")
+    drivers = [driver for _, driver, _ in sorted([*ranked, own], key=lambda moved: moved[0])]
+    return _finding(verdict, kind, told[score], found, drivers)
+
+
+def _moved(series: Series | None, onset: int, cause: Change) -> tuple[int, Driver, str] | None:
+    """When a cause moved, from where to where, if it did about the onset."""
+    at = bisect_left(series.steps, onset) if series else 0
+    if series is None or not 1 < at < len(series.values):
+        return None
+    first = max(0, at - 3 * WINDOW)
+    before, after = median(series.values[first:at]), median(series.values[at : at + WINDOW])
+    limit = cause.factor * before
+    if not (before > 0 and (after <= limit if cause.factor < 1 else after >= limit)):
+        return None
+    k = cut(np.asarray(series.values[first : at + WINDOW]))
+    step = series.steps[at if k is None else first + k]
+    return step, Driver(cause.metric, 1.0, after, before, limit), cause.kind
+
+
+def _early_stop(told: Mapping[str, Series]) -> Finding | None:
+    """Turns of a few tokens where there were many; a reward that did not fall with them pays for it."""
+    found = fall(told[LENGTH].values) if LENGTH in told else None
+    if found is None or not found.sure or found.after > min(FEW_TOKENS, found.before / 10):
+        return None
+    verdict = Verdict.SILENT if "reward" in told else Verdict.COLLAPSED
+    return _finding(verdict, "early_stop", told[LENGTH], found, [_driver(LENGTH, found, FEW_TOKENS)])
+
+
+def _locked(told: Mapping[str, Series]) -> Finding | None:
+    """A policy that was alive and now writes one text: no entropy and no gradient, or one length throughout.
+
+    Where the reward is as high as it ever was, nothing is left to learn and low entropy is no failure; one answer
+    for all prompts is then a trick that pays.
+    """
+    if "entropy" in told and GRAD in told:
+        entropy, gradient = fall(told["entropy"].values), fall(told[GRAD].values)
+        dead = gradient is not None and gradient.after < gradient.before / 50
+        if entropy and dead and entropy.after < min(LOCKED, entropy.before / 20):
+            below = next(i for i, value in enumerate(told["entropy"].values) if i >= entropy.at and value < LOCKED)
+            entropy, onset = entropy._replace(at=below), told["entropy"].steps[below]
+            if _alive(told, onset) and not _solved(told, onset):
+                driver = _driver("entropy", entropy, LOCKED)
+                return _finding(Verdict.COLLAPSED, "lock_in", told["entropy"], entropy, [driver])
+    return _one_answer(told)
+
+
+def _one_answer(told: Mapping[str, Series]) -> Finding | None:
+    """One short answer to whatever is asked: a mean length that half of all rows share, and no spread of rewards."""
+    if LENGTH not in told or "reward_std" not in told:
+        return None
+    series = told[LENGTH]
+    length, times = Counter(series.values).most_common(1)[0]
+    at = series.values.index(length)
+    if at < 3 or times < max(WINDOW, (len(series.values) - at) / 2) or length > median(series.values[:at]) / 2:
+        return None
+    onset = series.steps[at]
+    if not _alive(told, onset) or median(_since(told["reward_std"], onset) or [1.0]) > 0:
+        return None
+    found = Fall(at, median(series.values[:at]), length, True)
+    verdict = Verdict.SILENT if _solved(told, onset) else Verdict.COLLAPSED
+    return _finding(verdict, "lock_in", series, found, [_driver(LENGTH, found, found.before / 2)])
+
+
+def _alive(told: Mapping[str, Series], onset: int) -> bool:
+    """Did the rewards differ before?"""
+    return "reward" in told and len({v for s, v in told["reward"] if s < onset}) > 1
+
+
+def _solved(told: Mapping[str, Series], onset: int) -> bool:
+    low, high = min(0.0, *told["reward"].values), max(told["reward"].values)
+    return fmean(_since(told["reward"], onset) or [low]) - low >= CEILING * (high - low)
+
+
+def _since(series: Series, step: int) -> Sequence[float]:
+    return series.values[bisect_left(series.steps, step) :]
+
+
+def _driver(metric: str, found: Fall, limit: float) -> Driver:
+    return Driver(metric, 1.0, found.after, found.before, limit)
+
+
+def _finding(verdict: Verdict, kind: str, series: Series, found: Fall, drivers: Sequence[Driver]) -> Finding:
+    shared = tuple(replace(driver, share=1 / len(drivers)) for driver in drivers)
+    # Two rows below are the first that can be told from one freak.
+    seen = series.steps[min(found.at + 1, len(series.steps) - 1)]
+    return Finding(verdict, kind, series.steps[found.at], seen, shared)
