@@ -27,7 +27,8 @@ _BOOKKEEPING = re.compile(
       | tool_call_counts/ | critic/(?:score|rewards|advantages|returns|values|vf_|vpred|lr|grad_norm)
       | actor/(?:perf/|kl_coef|pg_clipfrac_lower) | training/(?:epoch|global_step)$ | sampling_client/
       | epoch | seed$ | time(?:stamp)?$ | wall_?time$ | date(?:time)?$ | total_flos$ | train_(?:runtime|samples|steps)
-      | by_group/ | total_(?:turns|episodes|\w+_tokens)$ | ob_tokens | n_datums$ | groups_(?:skipped|total)$
+      | by_group/ | total_(?:turns|episodes|length|\w+_tokens)$ | ob_tokens | n_datums$ | groups_(?:skipped|total)$
+      | num_(?:samples|actions)$ | return$
     ) | ^_ | memory | _per_sec | throughput | tokens_per | (?:^|[_/])(?:seconds|secs|tokens_seen)$""",
     re.IGNORECASE | re.VERBOSE,
 )

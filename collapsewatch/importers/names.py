@@ -55,6 +55,7 @@ _TINKER = {
     "time/step_s": "step_time",
 }
 _OPENRLHF = {
+    "rollout/response_length_mean": "completions/mean_length",
     "response_length": "completions/mean_length",
     "policy_loss": "loss",
     "act_loss": "loss",
