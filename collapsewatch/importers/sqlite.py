@@ -40,5 +40,5 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
         with closing(sqlite3.connect(uri, timeout=1.0, uri=True)) as db:
             db.text_factory = lambda raw: raw.decode("utf-8", "replace")
             yield db
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeError) as error:  # SQLite decodes its own messages, with names of the file in them
         raise ImportFailed(f"{path.name}: got a broken database ({error}), expected one of SQLite") from error

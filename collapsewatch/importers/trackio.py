@@ -6,10 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from .base import Imported, Importer, ImportFailed, NoTraining
+from . import parquet
+from .base import Imported, Importer, NoTraining
 from .columns import Columns, whole
 from .grouping import Stepped, trainer_steps
 from .source import Source, parse
@@ -27,7 +25,7 @@ class Trackio(Importer):
 
     def sniff(self, source: Source) -> bool:
         if source.suffix == ".parquet":
-            return set(_schema(source)) >= _COLUMNS
+            return parquet.columns(source) >= _COLUMNS
         return source.suffix == ".db" and {"metrics", *_COLUMNS} <= columns(source.path, "metrics")
 
     def read(self, source: Source) -> list[Imported]:
@@ -57,18 +55,6 @@ def _database(source: Source) -> Iterator[_Row]:
 
 
 def _parquet(source: Source) -> Iterator[_Row]:
-    try:
-        with pq.ParquetFile(source.path) as file:
-            for batch in file.iter_batches():
-                for row in batch.to_pylist():
-                    values = {n: v for n, v in row.items() if n not in _UNLOGGED and v is not None}
-                    yield str(row.get("run_id")), str(row["run_name"]), whole(row["step"]), values
-    except (pa.ArrowException, OSError) as error:
-        raise ImportFailed(f"{source.name}: got a broken Parquet file ({error}), expected one of trackio") from error
-
-
-def _schema(source: Source) -> list[str]:
-    try:
-        return list(pq.read_schema(source.path).names)
-    except (pa.ArrowException, OSError):
-        return []
+    for row in parquet.rows(source):
+        values = {n: v for n, v in row.items() if n not in _UNLOGGED and v is not None}
+        yield str(row.get("run_id")), str(row["run_name"]), whole(row["step"]), values

@@ -1,21 +1,19 @@
 """The rollouts that TRL writes with `log_completions`: `completions/completions_00010.parquet`, one file per step.
 
-Columns: `step`, `prompt`, `completion` (text, or messages), one per reward function, extras, `advantage`; before
-TRL 0.17 also `reward`.
+Columns: `step`, `prompt`, `completion` (text, or messages), one per reward function, what else the reward functions
+log, `advantage`; rows that somebody else writes in this form may tell `reward` itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from .base import Imported, Importer, ImportFailed
 from .columns import number, whole
 from .messages import take
+from .parquet import columns, rows
 from .source import Source
 from .turns import Place, Turns
 
@@ -34,11 +32,8 @@ class TrlCompletions(Importer):
     def sniff(self, source: Source) -> bool:
         if source.suffix != ".parquet":
             return False
-        try:
-            names = pq.read_schema(source.path).names
-        except (pa.ArrowException, OSError):
-            return source.name.startswith("completions_")
-        return set(_BEFORE) <= set(names)
+        names = columns(source)
+        return names >= set(_BEFORE) if names else source.name.startswith("completions_")
 
     def home(self, path: Path) -> Path:
         return path.parent
@@ -51,22 +46,16 @@ class TrlCompletions(Importer):
         rollouts = 0
         for source in sources:
             try:
-                for row in _rows(source):
+                for row in rows(source):
                     rollouts += 1
                     _count(turns, row, rollouts)
-            except (pa.ArrowException, OSError) as error:
-                faults.append(f"{source.name}: got a broken Parquet file ({error}), left out")
+            except ImportFailed as error:
+                faults.append(str(error))
         if not rollouts:
             raise ImportFailed(faults[0] if faults else f"{sources[0].name}: got no completion, expected rows")
         folder = sources[0].path.resolve().parent
         name = folder.parent.name if folder.name == _SAYING_NOTHING else folder.name
         return [turns.imported(name, self.source, sources[0].path, faults=tuple(faults))]
-
-
-def _rows(source: Source) -> Iterator[dict[str, Any]]:
-    with pq.ParquetFile(source.path) as file:
-        for batch in file.iter_batches(batch_size=256):
-            yield from batch.to_pylist()
 
 
 def _count(turns: Turns, row: Mapping[str, Any], line: int) -> None:
