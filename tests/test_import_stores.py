@@ -90,12 +90,14 @@ def test_mlflow_s_database_is_read_without_its_deleted_runs(tmp_path: Path) -> N
 
 
 def test_mlflow_s_folders_are_read_run_by_run(tmp_path: Path) -> None:
-    for run, name in (("r1", "run_name: first\n"), ("r2", "")):
+    for run, name in (("r1", "run_name: first\n"), ("r2", ""), ("gone", "lifecycle_stage: deleted\n")):
         folder = tmp_path / "mlruns" / "7" / run
         put(folder / "meta.yaml", f"artifact_uri: x\n{name}")
         put(folder / "metrics" / "train" / "reward", "".join(f"179{i} {i / 10} {i}\n" for i in range(6)))
         put(folder / "metrics" / "entropy", "1790 nan 0\n1791 1.5 1\nnonsense\n1792 1.5 2 data digest\n17")
         put(folder / "params" / "lr", "1e-6")
+    put(tmp_path / "mlruns" / "7" / "models" / "m-1" / "meta.yaml", "model_id: m-1\n")
+    put(tmp_path / "mlruns" / "7" / "models" / "m-1" / "metrics" / "train" / "reward", "1790 0.5 1 r1\n")
     first, second = runs(tmp_path)
     assert isinstance(first, Imported) and isinstance(second, Imported)
     assert (first.name, second.name, first.source) == ("first", "r2", "mlruns")

@@ -63,6 +63,11 @@ class MlflowFiles(Importer):
     def home(self, path: Path) -> Path:
         return _folder(path) or path
 
+    def superseded(self, path: Path) -> bool:
+        """Of a deleted run the files stay, and say so."""
+        folder = _folder(path)
+        return folder is not None and "lifecycle_stage: deleted" in _meta(folder)
+
     def read(self, source: Source) -> list[Imported]:
         return self.read_all([source])
 
@@ -77,7 +82,7 @@ class MlflowFiles(Importer):
                 lost += point is None
                 points += [point] if point else []
         faults = (f"{lost} lines of {folder.name} left out: no `time value step`",) if lost else ()
-        return [self.scalars(sources[0], _rows(points), _name(folder), faults)]
+        return [self.scalars(Source(folder), _rows(points), _name(folder), faults)]
 
 
 def _rows(points: Iterable[_Point]) -> list[tuple[int | None, dict[str, float]]]:
@@ -102,12 +107,15 @@ def _is_number(text: str) -> bool:
 
 
 def _folder(path: Path) -> Path | None:
-    """The run's folder, of a file below its `metrics`."""
-    above = (p.parent for p in path.parents if p.name == "metrics")
+    """The run's folder, of a file below its `metrics`; a logged model has such a folder as well."""
+    above = (p.parent for p in path.parents if p.name == "metrics" and p.parent.parent.name != "models")
     return next((folder for folder in above if (folder / "meta.yaml").is_file()), None)
 
 
+def _meta(folder: Path) -> list[str]:
+    return Source(folder / "meta.yaml").head.split("\n")
+
+
 def _name(folder: Path) -> str:
-    lines = Source(folder / "meta.yaml").head.split("\n")
-    named = next((line.partition(":")[2].strip(" '\"") for line in lines if line.startswith("run_name:")), "")
+    named = next((line.partition(":")[2].strip(" '\"") for line in _meta(folder) if line.startswith("run_name:")), "")
     return named if named not in ("", "null") else folder.name

@@ -61,7 +61,7 @@ class StepRecords(Importer):
             faults.append(f"{given} rollouts with given answers left out: nobody sampled them")
         path = sources[0].path
         name = path.resolve().parent.name + ("/val" if _validation(path) else "")
-        return [turns.imported(name, self.source, path, faults=tuple(faults))]
+        return [turns.imported(name, self.source, path.parent if len(sources) > 1 else path, faults=tuple(faults))]
 
 
 def _count(turns: Turns, row: Mapping[str, Any], step: int, line: int) -> None:

@@ -10,6 +10,7 @@ import re
 import struct
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import ClassVar
@@ -116,6 +117,7 @@ def _tensor(tensor: bytes) -> tuple[float, ...]:
     return packed("f", found.get(_FLOATS, b"")) or packed("d", found.get(_DOUBLES, b""))
 
 
+@lru_cache(maxsize=4096)  # most messages have one of a few lengths
 def _sound(head: bytes) -> bool:
     return head[8:] == _masked(head[:8]).to_bytes(4, "little")
 
@@ -135,8 +137,8 @@ _CRC = _table()
 
 def _masked(data: bytes) -> int:
     """The checksum as TFRecord stores it: rotated, so that it is no checksum of a text that holds checksums."""
-    crc = 0xFFFFFFFF
+    crc, table = 0xFFFFFFFF, _CRC
     for byte in data:
-        crc = _CRC[(crc ^ byte) & 0xFF] ^ (crc >> 8)
+        crc = table[(crc ^ byte) & 0xFF] ^ (crc >> 8)
     crc ^= 0xFFFFFFFF
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

@@ -55,7 +55,8 @@ class TrlCompletions(Importer):
             raise ImportFailed(faults[0] if faults else f"{sources[0].name}: got no completion, expected rows")
         folder = sources[0].path.resolve().parent
         name = folder.parent.name if folder.name == _SAYING_NOTHING else folder.name
-        return [turns.imported(name, self.source, sources[0].path, faults=tuple(faults))]
+        path = sources[0].path.parent if len(sources) > 1 else sources[0].path
+        return [turns.imported(name, self.source, path, faults=tuple(faults))]
 
 
 def _count(turns: Turns, row: Mapping[str, Any], line: int) -> None:

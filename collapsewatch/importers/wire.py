@@ -44,6 +44,8 @@ def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 def varint(data: bytes, at: int) -> tuple[int, int]:
     """The unsigned integer that begins at `at`, and where it ends."""
+    if at < len(data) and data[at] < 0x80:  # most are that short
+        return data[at], at + 1
     value = 0
     for i, byte in enumerate(data[at : at + _LONGEST]):
         value |= (byte & 0x7F) << (7 * i)
