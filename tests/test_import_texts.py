@@ -229,6 +229,13 @@ def test_step_records_are_judged_by_what_was_sampled(tmp_path: Path) -> None:
     assert val.records[0].metrics == {"reward": 0.5, "accuracy": 1.0, "turns": 1.0, "tools/call_frequency": 1.0}
 
 
+def test_an_empty_turn_is_one_but_for_the_one_before_the_first(tmp_path: Path) -> None:
+    rows = [record(["", CALL], 1.0), record([""], 0.0), record([CALL, ""], 0.0)]
+    (run,) = read(put(tmp_path / "run" / "torl-step-3.json", json.dumps(rows)))
+    assert run.structure is not None and (run.structure.turns, run.structure.shares["tool_call"]) == (4, 0.5)
+    assert rates(run, 3)["empty"] == 0.5
+
+
 def test_a_record_without_turns_is_cut_at_the_tools_answers(tmp_path: Path) -> None:
     answer = "<|im_end|>\n<|im_start|>user\n<tool_response>\n12:00\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
     row = record([], 1.0) | {"response": f"{CALL}{answer}Noon.<|im_end|>"}

@@ -56,6 +56,11 @@ def trainer_steps(rows: Iterable[Stepped], columns: Columns) -> list[Stepped]:
     return [(whole(row[name]) if name else None, row) for _, name, row in told]
 
 
+def plain(row: Row) -> dict[str, Any]:
+    """The values of a row that may be numbers: no tables, pictures and texts, which trackers log as well."""
+    return {name: v for name, v in row.items() if isinstance(v, (int, float)) or (isinstance(v, str) and len(v) < 32)}
+
+
 def long_to_wide(header: Collection[str]) -> tuple[str, str] | None:
     """The columns of the names and of the values of metrics, in a table that has one value per row."""
     lower = {name.lower(): name for name in header}

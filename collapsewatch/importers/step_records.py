@@ -65,16 +65,21 @@ class StepRecords(Importer):
 
 
 def _count(turns: Turns, row: Mapping[str, Any], step: int, line: int) -> None:
-    info = row.get("tool_interact_info")
-    actions = [i["action"] for i in info if isinstance(i, dict) and i.get("action")] if isinstance(info, list) else []
-    texts = [text for text in actions if isinstance(text, str)] or turns_of(row["response"])
     attempted = 0
-    for turn, text in enumerate(texts):
+    for turn, text in enumerate(_sampled(row.get("tool_interact_info")) or turns_of(row["response"])):
         attempted += turns.add(text, Place(line, step, turn, str(row.get("prompt")))).attempted
     score = row.get("score")
     parts = score if isinstance(score, dict) else {"score": score}
     reward = number(row.get("reward", parts.get("score")))
     turns.rollout(step, attempted, {"reward": reward, "accuracy": number(parts.get("accuracy"))})
+
+
+def _sampled(info: Any) -> list[str]:
+    """The actions of the turns in which the rollout was still going on."""
+    turns = [i["action"] for i in info if isinstance(i, dict) and "action" in i] if isinstance(info, list) else []
+    texts = [text for text in turns if isinstance(text, str)]
+    # verl-tool may ask the server before anything is sampled.
+    return texts[1:] if len(texts) > 1 and not texts[0] else texts
 
 
 def _validation(path: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from . import parquet
 from .base import Imported, Importer, NoTraining
 from .columns import Columns, whole
-from .grouping import Stepped, trainer_steps
+from .grouping import Stepped, plain, trainer_steps
 from .source import Source, parse
 from .sqlite import columns, opened
 
@@ -31,7 +31,7 @@ class Trackio(Importer):
     def read(self, source: Source) -> list[Imported]:
         runs: dict[tuple[str, str], list[Stepped]] = defaultdict(list)
         for key, name, count, row in _parquet(source) if source.suffix == ".parquet" else _database(source):
-            runs[key, name].append((count, row))
+            runs[key, name].append((count, plain(row)))
         names = [name for _, name in runs]
         found: list[Imported] = []
         for (key, name), rows in runs.items():

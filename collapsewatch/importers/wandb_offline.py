@@ -14,7 +14,7 @@ from zlib import crc32
 
 from .base import Imported, Importer
 from .columns import Columns
-from .grouping import Stepped, trainer_steps
+from .grouping import Stepped, plain, trainer_steps
 from .source import Source, parse
 from .wire import WireError, fields
 
@@ -108,7 +108,7 @@ def _history(record: bytes) -> tuple[int | None, dict[str, Any]]:
                     logged = _text(part)
             row[".".join(filter(None, path))] = parse(logged)
     media = tuple(name.removesuffix("_type") for name in row if name.endswith("._type"))
-    return step, {name: v for name, v in row.items() if not isinstance(v, (dict, list)) and not name.startswith(media)}
+    return step, plain({name: value for name, value in row.items() if not name.startswith(media)})
 
 
 def _text(value: int | bytes) -> str:
