@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collapsewatch.importers import IMPORTERS, ImportFailed, Source, find
-from collapsewatch.importers.columns import Columns, number, series
+from collapsewatch.importers.columns import Columns, number
+from collapsewatch.importers.series import series
 from collapsewatch.importers.trainer_state import TrainerState
 from collapsewatch.importers.transcripts import Transcripts
 from collapsewatch.importers.trl_console import TrlConsole

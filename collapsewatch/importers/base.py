@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 
 from ..records import StepRecord
 from ..shares import Shares
-from .columns import Columns, series
+from .columns import Columns
+from .series import series
 from .source import Source
 
 

@@ -1,24 +1,21 @@
-"""What the columns of foreign logs mean, and rows of them as records."""
+"""What the columns of foreign logs mean."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import pairwise
-from math import isfinite
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import isfinite, nan
+from typing import Any
 
-from ..records import Observation, StepRecord
 from .names import ALIASES, CANONICAL, FAMILIES, STEPS
 
 _ORDER = {name: i for i, name in enumerate(ALIASES)}
 
-_RATES = {"completions/clipped_ratio": "truncated", "empty_rate": "empty", "repetition_rate": "repeated"}
-
 COMMON = frozenset({"epoch", "grad_norm", "learning_rate", "loss", "num_tokens", "step_time"})
 """Metrics that any training logs: of themselves they make no log of reinforcement learning."""
 
-_EVALUATION = re.compile(r"(?:^|/)(?:eval|evaluation|test|val|valid|validation)(?:[/_-]|$)", re.IGNORECASE)
+EVALUATION = re.compile(r"(?:^|/)(?:eval|evaluation|test|val|valid|validation)(?:[/_-]|$)", re.IGNORECASE)
 # Bookkeeping, and statistics beside the one that counts: known, and of no use here.
 _BOOKKEEPING = re.compile(
     r"""(?:^|/)(?:
@@ -32,16 +29,23 @@ _BOOKKEEPING = re.compile(
     ) | ^_ | memory | _per_sec | throughput | tokens_per | (?:^|[_/])(?:seconds|secs|tokens_seen)$""",
     re.IGNORECASE | re.VERBOSE,
 )
-_WRAPPED = re.compile(r"[\w.]+\(\s*([^\s,()]+)[^()]*\)")  # np.float64(0.5), tensor(0.5, device='cuda:0')
-_MANY = 2**62  # no count of steps; beyond it nothing can store one
 
 
-class Meaning(NamedTuple):
-    """What a column is called here, and how sure that is: the lowest rank counts. No name: of no use here."""
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What a column is called here, and how sure that is: the lowest rank counts. No name: of no use here.
+
+    `tells` is whether it tells a log of reinforcement learning from any other training's.
+    """
 
     name: str
     rank: tuple[int, int]
     known: bool
+    tells: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        tells = self.known and self.name not in COMMON | {""} and not EVALUATION.search(self.name)
+        object.__setattr__(self, "tells", tells)
 
 
 class Columns:
@@ -57,10 +61,25 @@ class Columns:
             found = self._found[column] = self._look_up(column)
         return found
 
+    def metrics(self, row: Mapping[str, Any]) -> tuple[dict[str, float], bool]:
+        """The finite metrics of a row by their names here, and whether one tells of training by RL."""
+        metrics: dict[str, float] = {}
+        ranks: dict[str, tuple[int, int]] = {}
+        training, found = False, self._found
+        for column, raw in row.items():
+            meaning = found.get(column) or self[column]
+            name = meaning.name
+            if not name or meaning.rank >= ranks.get(name, (100, 0)):
+                continue
+            value = number(raw)
+            training = training or meaning.tells
+            if isfinite(value):
+                metrics[name], ranks[name] = value, meaning.rank
+        return metrics, training
+
     def known(self, columns: Iterable[str]) -> set[str]:
         """The metrics among the columns that tell a log of reinforcement learning from any other training's."""
-        metrics = {m.name for c in columns if (m := self[c]).known and not _EVALUATION.search(m.name)}
-        return metrics - COMMON - {""}
+        return {meaning.name for column in columns if (meaning := self[column]).tells}
 
     def step(self, columns: Iterable[str]) -> str | None:
         """The column that counts the steps."""
@@ -76,7 +95,7 @@ class Columns:
             return Meaning(self.names[column], (0, 0), True)
         if column in self.names or column.lower() in STEPS:
             return Meaning("", (9, 0), False)
-        if _EVALUATION.search(column):
+        if EVALUATION.search(column):
             return Meaning(column, (1, 0), True)
         plain = column.lower().replace(" ", "_")
         parts = plain.split("/")
@@ -96,86 +115,18 @@ def number(value: Any) -> float:
     >>> number("1.5e-6"), number("np.float64(0.5)"), number(True), number("n/a")
     (1.5e-06, 0.5, nan, nan)
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return float("nan")
+    if isinstance(value, str):
+        if value.endswith(")"):  # np.float64(0.5), tensor(0.5, device='cuda:0')
+            value = value[value.find("(") + 1 : -1].partition(",")[0]
+    elif isinstance(value, bool) or not isinstance(value, int | float):
+        return nan
     try:
         return float(value)
-    except OverflowError:  # an integer too large
-        return float("nan")
-    except ValueError:
-        wrapped = _WRAPPED.fullmatch(str(value))
-        return number(wrapped[1]) if wrapped else float("nan")
-
-
-class Series(NamedTuple):
-    """Rows as records in step order; the columns without a meaning here; what was left out."""
-
-    records: tuple[StepRecord, ...]
-    unmapped: tuple[str, ...]
-    faults: tuple[str, ...]
-
-
-def series(rows: Iterable[tuple[int | None, Mapping[str, Any]]], columns: Columns) -> Series:
-    """Records out of (step, logged values) rows; without any step the rows are counted.
-
-    Rows without a training metric are left out. Rows of one step are one record, of a value logged twice the
-    later counts. Where steps go back, a resumed run has begun again: what was logged from there on before is left
-    out, unless they go back all the time. Values that are not finite are left out, and a KL divergence that is
-    zero throughout, because then it was not measured. What logs say of structure becomes a stream; one prompt
-    group is assumed, because no log tells how many there were.
-    """
-    read = [(step, found) for step, row in rows if (found := _metrics(row, columns))]
-    if all(step is None for step, _ in read):
-        read = [(i, found) for i, (_, found) in enumerate(read, 1)]
-    told = [(step, found) for step, found in read if step is not None and 0 <= step < _MANY]
-    faults = [f"{len(read) - len(told)} of {len(read)} rows left out, without a step"] * (len(told) < len(read))
-    back = [after for (before, _), (after, _) in pairwise(told) if after < before]
-    resumed = len(back) <= max(1, len(told) // 10)
-    steps: dict[int, dict[str, float]] = {}
-    last, dropped = -1, 0
-    for step, found in told:
-        while resumed and step < last and steps and next(reversed(steps)) >= step:
-            steps.popitem()  # the newest: while steps only go on, they stand in their order
-            dropped += 1
-        steps.setdefault(step, {}).update(found)
-        last = step
-    if dropped:
-        faults.append(f"steps go back to {', '.join(map(str, back[:3]))}: {dropped} earlier records left out")
-    if not any(metrics.get("kl") for metrics in steps.values()):
-        for metrics in steps.values():
-            metrics.pop("kl", None)
-    records = tuple(StepRecord(s, 0.0, steps[s], tuple(_streams(steps[s]))) for s in sorted(steps))
-    return Series(records, columns.unmapped(), tuple(faults))
+    except (OverflowError, ValueError):  # an integer too large, or no number
+        return nan
 
 
 def whole(value: Any) -> int | None:
     """A step out of a log, None for what is none."""
     found = number(value)
     return int(found) if found.is_integer() else None
-
-
-def _metrics(row: Mapping[str, Any], columns: Columns) -> dict[str, float]:
-    """The finite metrics of a row by their names here; none if it has no training metric."""
-    metrics: dict[str, float] = {}
-    ranks: dict[str, tuple[int, int]] = {}
-    training = False
-    for column, raw in row.items():
-        name, rank, known = columns[column]
-        if not name or rank >= ranks.get(name, (100, 0)):
-            continue
-        value = number(raw)
-        training |= known and name not in COMMON and not _EVALUATION.search(name)
-        if isfinite(value):
-            metrics[name], ranks[name] = value, rank
-    return metrics if training else {}
-
-
-def _streams(metrics: Mapping[str, float]) -> Iterator[Observation]:
-    for name, stream in _RATES.items():
-        if 0 <= metrics.get(name, -1.0) <= 1:
-            yield Observation(stream, metrics[name], 1)
-    if 0 <= metrics.get("parse_rate", -1.0) <= 1:
-        yield Observation("parse_failure", 1.0 - metrics["parse_rate"], 1)
-    if (calls := metrics.get("tools/call_frequency", -1.0)) >= 0:
-        # Calls per rollout: at least 1 - calls of the rollouts made none.
-        yield Observation("no_call", max(0.0, 1.0 - calls), 1)

@@ -27,6 +27,6 @@ class OpenRlhf(Importer):
 
 
 def _rows(source: Source) -> Iterator[tuple[int, dict[str, str]]]:
-    for line in source.raw_lines(b"Global step "):
+    for line in source.raw_lines(re.compile(rb"Global step ")):
         for step, row in _STEP.findall(line.decode("utf-8", "replace")):
             yield int(step), dict(_VALUE.findall(row))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import chain, islice
@@ -63,11 +64,11 @@ class Source:
         found = (parse(line) for line in self.head.split("\n") if "{" in line)
         return list(islice((row for row in found if isinstance(row, dict)), 100))
 
-    def raw_lines(self, having: bytes = b"") -> Iterator[bytes]:
+    def raw_lines(self, having: re.Pattern[bytes] | None = None) -> Iterator[bytes]:
         r"""Lines as UTF-8 without their ends, in bounded memory; `\n`, `\r\n` and a progress bar's `\r` end one.
 
-        Only lines with `having` in them, if that is given: the others cost next to nothing. Of a line longer than
-        `LINE` the rest is left out. A last line without an end counts, and sets `cut`.
+        Only lines with `having` in them, if that is given: the others cost next to nothing if it begins with plain
+        text. Of a line longer than `LINE` the rest is left out. A last line without an end counts, and sets `cut`.
         """
         rest, skipping, self.cut = b"", False, False
         for block in self._blocks():
@@ -76,15 +77,16 @@ class Source:
             end = max(block.rfind(b"\n"), block.rfind(b"\r", 0, len(block) - 1)) + 1
             begin = _after_end(block) if skipping and end else 0
             if not skipping or end:
-                yield from _holding(block[begin:end], having) if having else block[begin:end].splitlines()
+                whole = block[begin:end]
+                yield from whole.splitlines() if having is None else _holding(whole, having)
             rest, skipping = block[end:], skipping and not end
             if skipping:
                 rest = rest[-1:]
             elif len(rest) > LINE:
-                if having in rest:
+                if having is None or having.search(rest):
                     yield rest[:LINE]
                 rest, skipping = rest[-1:], True
-        if rest and not skipping and having in rest:
+        if rest and not skipping and (having is None or having.search(rest)):
             self.cut = not rest.endswith(b"\r")
             yield rest.rstrip(b"\r")
 
@@ -138,18 +140,19 @@ class Source:
                 yield block
 
 
-def _holding(block: bytes, needle: bytes) -> Iterator[bytes]:
-    """The lines of a block of whole lines that hold the needle."""
-    begin, at = 0, block.find(needle)
-    while at >= 0:
-        begin = max(block.rfind(b"\n", begin, at) + 1, begin)
+def _holding(block: bytes, having: re.Pattern[bytes]) -> Iterator[bytes]:
+    """The lines of a block of whole lines that hold a match."""
+    found = having.search(block)
+    while found:
+        at = found.start()
+        begin = block.rfind(b"\n", 0, at) + 1
         begin = max(block.rfind(b"\r", begin, at) + 1, begin)
         end = block.find(b"\n", at)
         end = len(block) if end < 0 else end
         bar = block.find(b"\r", at, end)
         end = end if bar < 0 else bar
         yield block[begin:end]
-        begin, at = end, block.find(needle, end)
+        found = having.search(block, end)
 
 
 def _after_end(block: bytes) -> int:
