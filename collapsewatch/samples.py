@@ -1,7 +1,8 @@
-"""Rollouts worth reading: the worst of a run since it broke, and a sound one from before."""
+"""Rollouts worth reading: the worst of a run since it broke, and the best sound one from before."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from .queries import Run
@@ -25,7 +26,9 @@ _SQL = f"""
         FROM (SELECT DISTINCT ON (text) * FROM known ORDER BY step, rank, rollout)
         WHERE step >= $since AND structure IN ('{Structure.POLLUTED}', '{Structure.COLLAPSED}')
     ), sound AS (
-        SELECT {_COLUMNS}, 0 AS place, row_number() OVER (ORDER BY turns DESC, step DESC, rank, rollout) AS nth
+        SELECT {_COLUMNS}, 0 AS place, row_number() OVER (
+            ORDER BY if(isnan(reward), '-inf'::DOUBLE, reward) DESC, step DESC, rank, rollout
+        ) AS nth
         FROM known WHERE step < $before AND structure IN ('{Structure.TOOL_CALL}', '{Structure.RESPONSE}')
     )
     SELECT {_COLUMNS}, (
@@ -55,8 +58,17 @@ def rollouts(run: Run, onset: int | None) -> tuple[Sample, ...]:
             f"step {step}, rollout {rollout}" + (f" of rank {rank}" if rank else ""),
             "" if Structure(structure).healthy else f"{structure} ({reasons})" if reasons else structure,
             excerpt(text, _TEXT),
-            excerpt(prompt or "", _PROMPT),
+            excerpt(_asked(prompt or ""), _PROMPT),
             reward,
         )
         for step, rank, rollout, structure, reward, prompt, text, reasons in run.query(_SQL, steps).rows
     )
+
+
+def _asked(prompt: str) -> str:
+    """The last message of a prompt that is a conversation, any other prompt as it is."""
+    try:
+        found = json.loads(prompt)[-1]["content"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return prompt
+    return found if isinstance(found, str) else prompt

@@ -27,10 +27,10 @@ from ..theme import (
     base_layout,
     line_styles,
 )
-from ..words import escape
+from ..words import escape, token_of
 
 HEIGHT = 170  # pixels
-SHOWN = 8  # lines of one panel: more are not told apart
+SHOWN = 7  # lines of one panel: more are not told apart
 _MARKED = 30  # alarms marked in a panel
 _PARTS = 400  # steps of an area chart; more are joined
 _FLOOR = 1e-6  # what is drawn of a logarithmic axis at most
@@ -135,15 +135,33 @@ def compared(reports: Sequence[RunReport], broken: Callable[[RunReport], bool]) 
 
 
 def _panel(panel: Panel, curves: Mapping[str, Curve], report: RunReport, marks: list[dict[str, Any]]) -> Chart:
-    tokens = line_styles(token for name in curves if (token := _token(name)))
+    tokens = line_styles(token for name in curves if (token := token_of(name)))
     others = iter(_CYCLE * 2)
-    lines = [Line(name, {"width": 1.5} | (tokens.get(_token(name)) or {"color": next(others)})) for name in curves]
+    lines = [Line(_label(name), _style(name, tokens) or {"color": next(others)}) for name in curves]
     layout = base_layout(HEIGHT) | {"shapes": marks}
     layout["xaxis"] |= {"range": _around(report.steps)}
     logarithmic = panel.yaxis is _HAZARD or (not panel.yaxis and all(map(_spreads, curves.values())))
     layout["yaxis"] |= _decades(curves.values()) if logarithmic else panel.yaxis
     traces = [_trace(line, curve) for line, curve in zip(lines, curves.values(), strict=True)]
     return Chart(panel.title, panel.hint, lines, {"data": traces, "layout": layout})
+
+
+def _label(name: str) -> str:
+    """What a line is called in its panel: of a hazard the token and the slot, which the title does not say."""
+    if not name.startswith("hazard"):
+        return name
+    known = spec(name)
+    return " in ".join(filter(None, (known.token or ("" if known.slot else "all"), known.slot)))
+
+
+def _style(name: str, tokens: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """The style of a hazard: each token has its colour, in one slot alone it is dotted, sums over tokens are grey."""
+    if name == "hazard":
+        return {"color": GREY, "width": 2.5}
+    token = token_of(name)
+    if not token:
+        return {"color": GREY, "dash": "dot"} if name.startswith("hazard") else {}
+    return {**tokens[token], "width": 1.5} | ({"dash": "dot"} if spec(name).slot else {})
 
 
 def _trace(line: Line, curve: Curve) -> dict[str, Any]:
@@ -153,7 +171,7 @@ def _trace(line: Line, curve: Curve) -> dict[str, Any]:
         "mode": "lines" if len(curve.steps) > 1 else "markers",
         "x": curve.steps,
         "y": [_short(value) for value in curve.values],
-        "line": line.style,
+        "line": {"width": 1.5} | line.style,
         "hovertemplate": f"{escape(line.name)}: %{{y:.3~g}}<extra></extra>",
     }
 
@@ -230,10 +248,6 @@ def episodes(report: RunReport) -> list[tuple[int, int, int | None]]:
 
 def _shape(kind: str, x0: int, x1: int, y1: float = 1.0, **style: Any) -> dict[str, Any]:
     return {"type": kind, "x0": x0, "x1": x1, "y0": 0, "y1": y1, "yref": "paper", "layer": "below", **style}
-
-
-def _token(name: str) -> str:
-    return spec(name).token if name.startswith("hazard") else ""
 
 
 def _spreads(curve: Curve) -> bool:

@@ -138,7 +138,7 @@ def _samples(r: RunReport, format: str) -> Html | None:
         return None
     tokens = {token for name in r.curves if (token := token_of(name))} | format_named(format).role.keys()
     main = r.token or token_of(r.first_mover)
-    return escaped(_sample(s, tokens, main) for s in shown)
+    return tag("div", [_sample(s, tokens, main) for s in shown], class_="samples")
 
 
 def _examples(r: RunReport) -> Iterator[Sample]:
@@ -178,7 +178,7 @@ def _alarms(r: RunReport) -> Html | None:
     ]
     left = len(r.alarms) - _ALARMS
     more = tag("p", f"and {left} more", class_="soft") if left > 0 else None
-    return escaped([table(["step", "row", "detector", "kind", "onset", "driven by"], rows, (0, 4)), more or Html()])
+    return escaped([table(["step", "tier", "detector", "kind", "onset", "driven by"], rows, (0, 4)), more or Html()])
 
 
 def _drivers(alarm: Alarm) -> str:
