@@ -190,7 +190,7 @@ def test_a_file_may_be_one_dialogue(tmp_path: Path) -> None:
     (run,) = read(put(tmp_path / "chat.json", json.dumps(ROWS[0]["messages"], indent=2)))
     assert (run.name, run.dated) == ("chat", False) and run.structure is not None
     assert run.structure.shares["tool_call"] == 1.0
-    with pytest.raises(ImportFailed, match="got no dialogue"):
+    with pytest.raises(ImportFailed, match="got (?:no dialogue|broken JSON)"):
         read(put(tmp_path / "cut.json", '[{"role": "assistant", ' + "[" * 100_000))
 
 

@@ -55,7 +55,8 @@ class WandbCsv(Importer):
                 for i, run, metric in charted:
                     if cells[i]:
                         runs[run][step][metric] = cells[i]
-            faults += [f"{lost} rows of {source.name} left out: without a step, or cut"] * bool(lost) + source.faults
+            faults += [f"{lost} rows of {source.name} left out: without a step, or cut"] * bool(lost)
+        faults += (fault for source in sources[1:] for fault in source.faults)  # the first one's own are told anyway
         if not runs:
             raise ImportFailed(f"{sources[0].name}: got no value, expected columns named RUN{_BETWEEN}METRIC")
         found: list[Imported] = []
