@@ -117,8 +117,8 @@ class Importer(ABC):
         found = series(rows, Columns(self.options.names))
         if not found.records:
             raise NoTraining(f"{source.name}: got no row with a metric of training, expected rows of training")
-        name = name or run_name(source)
-        return Imported(name, self.source, source.path, found.records, found.unmapped, faults=faults + found.faults)
+        name, told = name or run_name(source), (*faults, *source.faults, *found.faults)
+        return Imported(name, self.source, source.path, found.records, found.unmapped, faults=told)
 
 
 def beside_wandb(path: Path) -> bool:

@@ -14,6 +14,7 @@ _WRAPPERS = frozenset({"data", "log", "logs", "metrics", "scalars", "values"})
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[][{}]', re.DOTALL)
 _CUTS = 20  # places of a document that are mended; what is broken more often is no document any more
 _CLOSE = {"{": "}", "[": "]"}
+_Bracket = tuple[str, int]  # and where it stands
 
 
 def objects(source: Source) -> Iterator[dict[str, Any]]:
@@ -50,42 +51,63 @@ def flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def document(source: Source) -> tuple[Any, tuple[str, ...]]:
     """The JSON value that is the file, and what is wrong with it.
 
-    Of a broken document the objects are left out in which it breaks; of one that ends early, the last.
+    Of a broken document the objects in which it breaks are left out, or all behind its last whole value.
 
     Raises:
         ValueError: it cannot be mended.
     """
-    text, cuts = source.text(), 0
-    while True:
+    text = source.text()
+    try:
+        return json.loads(text), ()
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+    except json.JSONDecodeError as error:
+        mended = max(_without_breaks(text, error.pos), _closed(text, error.pos), key=len)
+        if not mended:
+            raise
+        return json.loads(mended), (f"broken JSON ({error}): {len(text) - len(mended)} characters left out",)
+
+
+def _without_breaks(text: str, at: int) -> str:
+    """The text without the object in which it breaks, at each break; '' if that does not make it whole."""
+    for _ in range(_CUTS):
+        opened, _ = _open(text, at)
+        mark, begin = opened[-1] if opened else ("", 0)
+        end = text.find("}", at) + 1 if mark == "{" else text.find("{", at)
+        if not opened or end <= 0:
+            return ""
+        if mark == "{":
+            text = f"{text[:begin]}null{text[end:]}"
+        else:  # between the rows of a list
+            before = text[:at].rstrip().rstrip(",")
+            text = f"{before}{',' * (before[-1] != '[')}{text[end:]}"
         try:
-            return json.loads(text), (f"broken JSON: mended in {cuts} places",) * (cuts > 0)
+            json.loads(text)
         except json.JSONDecodeError as error:
-            mended = _mended(text, error.pos) if cuts < _CUTS else None
-            if mended is None:
-                raise
-            text, cuts = mended, cuts + 1
-        except RecursionError as error:
-            raise ValueError("nested too deep") from error
+            at = error.pos
+        except RecursionError:
+            return ""
+        else:
+            return text
+    return ""
 
 
-def _mended(text: str, at: int) -> str | None:
-    """The text without the innermost object around `at`, or closed where it ends too early; None without one."""
-    opened: list[tuple[str, int]] = []
+def _closed(text: str, at: int) -> str:
+    """The text up to its last whole object or list before `at`, closed; '' if that is none."""
+    _, (end, opened) = _open(text, at)
+    closed = text[:end] + "".join(_CLOSE[mark] for mark, _ in reversed(opened))
+    return closed if opened and isinstance(parse(closed), dict | list) else ""
+
+
+def _open(text: str, at: int) -> tuple[list[_Bracket], tuple[int, list[_Bracket]]]:
+    """The brackets that are open at a place, and the end of the last value closed before, with those open there."""
+    opened: list[_Bracket] = []
+    last: tuple[int, list[_Bracket]] = (0, [])
     for token in _TOKEN.finditer(text, 0, at):
         mark = token[0]
-        if mark in "{[":
+        if mark in ("{", "["):
             opened.append((mark, token.start()))
-        elif mark in "]}" and opened:
+        elif mark in ("]", "}") and opened:
             opened.pop()
-    inside = [begin for mark, begin in opened if mark == "{"]
-    if not inside:
-        return None
-    end = text.find("}", max(at, inside[-1])) + 1
-    if end:
-        return f"{text[: inside[-1]]}null{text[end:]}"
-    # It ends early: all that is open is closed behind the last whole value.
-    outer = [mark for mark, begin in opened if begin < inside[-1]]
-    before = text[: inside[-1]].rstrip()
-    if before.endswith(":"):  # the value of a name
-        before += "null"
-    return before.rstrip(",") + "".join(_CLOSE[mark] for mark in reversed(outer))
+            last = (token.end(), opened[:])
+    return opened, last

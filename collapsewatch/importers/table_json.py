@@ -36,8 +36,10 @@ class JsonTable(Importer):
     def read(self, source: Source) -> list[Imported]:
         columns = Columns(self.options.names)
         faults: tuple[str, ...] = ()
-        first = parse(next((line for line in source.head.split("\n") if line.strip()), ""))
-        if isinstance(first, dict) and _tells(flat(first), columns):
+        begin = [line for line in source.head.split("\n", 100) if line.strip()][:2]
+        alone = source.suffix == ".json" and len(begin) == 1
+        first = None if alone or not begin else parse(begin[0])
+        if source.suffix != ".json" or (isinstance(first, dict) and _tells(flat(first), columns)):
             return self._runs(source, "", objects(source), ())
         try:
             value, faults = document(source)
@@ -47,6 +49,8 @@ class JsonTable(Importer):
                 raise ImportFailed(f"{source.name}: got broken JSON ({error}), expected rows of training") from error
             return self._runs(source, "", rows, (f"broken JSON ({error}): read line by line",))
         tables = list(_tables(value, (), columns))
+        if not tables and isinstance(value, dict) and _tells(flat(value), columns):
+            tables = [((), [value])]
         if not tables:
             raise NoTraining(f"{source.name}: got no rows with a metric of training, expected rows of training")
         named = (run for path, rows in _told_apart(tables) for run in self._runs(source, path, rows, faults))

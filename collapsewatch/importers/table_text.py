@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
-from .base import Imported, Importer, ImportFailed
+from .base import Imported, Importer, ImportFailed, run_name
 from .columns import Columns
 from .grouping import by_run, long_to_wide
 from .source import Source
@@ -28,13 +28,8 @@ class TextTable(Importer):
         return len(header) > 1 and bool(columns.known(header) or long_to_wide(header))
 
     def read(self, source: Source) -> list[Imported]:
-        lost: list[int] = []
-        rows = _rows(source, lost)
-        runs = by_run(rows, Columns(self.options.names))
-        if lost:
-            source.faults.append(f"{len(lost)} rows left out, the first {source.name}:{lost[0]}: cells are missing")
-        faults = tuple(source.faults)
-        return [self.scalars(source, own, name and f"{source.stem}/{name}", faults) for name, own in runs.items()]
+        runs = by_run(_rows(source), Columns(self.options.names))
+        return [self.scalars(source, own, name and f"{run_name(source)}/{name}") for name, own in runs.items()]
 
 
 def _header(line: str) -> list[str]:
@@ -46,17 +41,20 @@ def _delimiter(line: str) -> str:
     return max(_DELIMITERS, key=line.count)
 
 
-def _rows(source: Source, lost: list[int]) -> Iterator[dict[str, Any]]:
+def _rows(source: Source) -> Iterator[dict[str, Any]]:
     lines = (line for line in source.lines() if line.strip())
     first = next(lines, "")
     header = _header(first)
     if not header:
         raise ImportFailed(f"{source.name}: got no header, expected a table with a header")
+    names, lost = [name.strip() for name in header], list[int]()
     for number, cells in enumerate(_cells(lines, _delimiter(first)), 2):
-        if len(cells) < len(header):
+        if len(cells) < len(names):
             lost.append(number)
         else:
-            yield dict(zip((name.strip() for name in header), cells, strict=False))
+            yield dict(zip(names, cells, strict=False))
+    if lost:
+        source.faults.append(f"{len(lost)} rows left out, the first {source.name}:{lost[0]}: cells are missing")
 
 
 def _cells(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:

@@ -1,13 +1,13 @@
-"""`trainer_state.json`, which a Hugging Face trainer leaves in a checkpoint, or its `log_history` alone."""
+"""`trainer_state.json`, which a Hugging Face trainer leaves in a checkpoint."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from .base import Imported, Importer, ImportFailed, NoTraining
+from .base import Imported, Importer, ImportFailed, NoTraining, run_name
 from .columns import whole
+from .json_rows import document
 from .source import Source
 
 
@@ -17,12 +17,7 @@ class TrainerState(Importer):
     source: ClassVar[str] = "trainer_state"
 
     def sniff(self, source: Source) -> bool:
-        if source.stem + source.suffix == "trainer_state.json":
-            return True
-        if source.suffix != ".json":
-            return False
-        head = source.head
-        return '"log_history"' in head or (head.lstrip()[:1] == "[" and '"reward"' in head and '"step"' in head)
+        return source.suffix == ".json" and (source.stem == "trainer_state" or '"log_history"' in source.head)
 
     def superseded(self, path: Path) -> bool:
         """A checkpoint's log begins with that of every earlier checkpoint of its run."""
@@ -34,22 +29,22 @@ class TrainerState(Importer):
 
     def read(self, source: Source) -> list[Imported]:
         try:
-            state: Any = json.loads(source.text())
-        except (ValueError, RecursionError) as error:
+            state, faults = document(source)
+        except ValueError as error:
             raise ImportFailed(f"{source.name}: got broken JSON ({error}), expected a trainer state") from error
         rows = state.get("log_history") if isinstance(state, dict) else state
         if not isinstance(rows, list):
             raise ImportFailed(f"{source.name}: got no list `log_history`, expected a trainer state")
-        steps = [(whole(row.get("step")), row) for row in rows if isinstance(row, dict) and "reward" in row]
-        if not steps:
+        steps = [(whole(row.get("step")), row) for row in rows if isinstance(row, dict)]
+        if not any("reward" in row for _, row in steps):
             raise NoTraining(f"{source.name}: got {len(rows)} rows without `reward`, expected rows of GRPO training")
-        return [self.scalars(source, steps, _name(source.path))]
+        return [self.scalars(source, steps, _name(source), faults)]
 
 
-def _name(path: Path) -> str:
-    """The folder of the run: a checkpoint's parent says more than `checkpoint-200`."""
-    folder = path.resolve().parent
-    return folder.name if _checkpoint(folder) is None else folder.parent.name
+def _name(source: Source) -> str:
+    """A checkpoint's parent says more than `checkpoint-200`."""
+    folder = source.path.resolve().parent
+    return run_name(source) if _checkpoint(folder) is None else folder.parent.name
 
 
 def _checkpoint(folder: Path) -> int | None:

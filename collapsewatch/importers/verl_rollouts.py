@@ -69,7 +69,8 @@ def _take(turns: Turns, row: Mapping[str, Any], step: int | None, line: int, col
     for column in row.keys() - _KNOWN:
         meaning = columns[column]
         if meaning.known and meaning.name and meaning.name not in COMMON:
-            told.setdefault(meaning.name, number(row[column]))
+            value = row[column]
+            told.setdefault(meaning.name, float(value) if isinstance(value, bool) else number(value))
     turns.rollout(step, attempted, told)
 
 
