@@ -186,11 +186,21 @@ def test_dialogues_are_read_per_model_and_step(name: str, content: str, tmp_path
     assert any("lines left out" in fault for fault in a.faults) == ("broken" in content)
 
 
+def test_a_few_turns_without_a_step_that_can_be_do_not_cost_the_run_its_course(tmp_path: Path) -> None:
+    said = [{"messages": [calling()], "step": step} for step in [*range(1, 20), 1e300, -1]]
+    (run,) = read(put(tmp_path / "t.jsonl", "\n".join(map(json.dumps, said))))
+    assert run.dated and [r.step for r in run.records] == list(range(1, 20))
+    assert run.faults == ("2 of 21 turns have no step and are left out of its course",)
+    (run,) = read(put(tmp_path / "t.jsonl", "\n".join(map(json.dumps, said[10:]))))
+    assert not run.dated and [r.step for r in run.records] == [0]
+    assert run.structure is not None and (run.structure.turns, run.structure.by_step) == (11, None)
+
+
 def test_a_file_may_be_one_dialogue(tmp_path: Path) -> None:
     (run,) = read(put(tmp_path / "chat.json", json.dumps(ROWS[0]["messages"], indent=2)))
     assert (run.name, run.dated) == ("chat", False) and run.structure is not None
     assert run.structure.shares["tool_call"] == 1.0
-    with pytest.raises(ImportFailed, match="got (?:no dialogue|broken JSON)"):
+    with pytest.raises(ImportFailed, match=r"got (?:no dialogue|broken JSON)"):
         read(put(tmp_path / "cut.json", '[{"role": "assistant", ' + "[" * 100_000))
 
 

@@ -18,6 +18,8 @@ from ..structure import Reason, classify
 from .base import Imported
 
 _EXAMPLES, _EXCERPT = 2, 160  # of each reason; characters of each
+_FEW = 0.1  # of the turns: so many may have lost their steps, in a log that is broken here and there
+_MANY = 2**62  # no count of steps or turns
 _STOPS: dict[str, Stop] = {
     **dict.fromkeys(("eos", "stop", "end_turn", "stop_sequence", "tool_calls", "tool_use", "function_call"), "eos"),
     **dict.fromkeys(("length", "max_tokens", "model_length"), "length"),
@@ -57,6 +59,7 @@ class Turns:
     def take(self, judged: Classified, text: str, place: Place, stop: Stop = "unknown") -> None:
         """Count one turn that is judged."""
         structure, reason = judged.structure, judged.reason
+        place = place._replace(step=_counted(place.step), turn=_counted(place.turn))
         self._counts[TurnCount(place.step, place.turn, str(structure), str(reason))] += 1
         self._attempts.take(judged)
         self._steps[place.step].take(judged, place.group, stop)
@@ -68,15 +71,19 @@ class Turns:
 
     def rollout(self, step: int | None, calls: int, told: Mapping[str, float] | None = None) -> None:
         """A whole rollout: how many calls it attempted, and its metrics, which become means over the step."""
-        self._steps[step].rollout(calls, told or {})
+        self._steps[_counted(step)].rollout(calls, told or {})
 
     def imported(
         self, name: str, source: str, path: Path, unmapped: tuple[str, ...] = (), faults: tuple[str, ...] = ()
     ) -> Imported:
-        """The run: a record per step, or one of step 0 over everything where a turn has none."""
-        dated = None not in self._steps
-        steps = {s: step for s, step in self._steps.items() if s is not None} if dated else {}
-        steps = steps or {0: _sum(self._steps.values())}
+        """The run: a record per step; or one of step 0 over everything, if more than a few turns have none."""
+        steps = {s: step for s, step in self._steps.items() if s is not None}
+        turns = sum(step.turns for step in self._steps.values())
+        missing = self._steps[None].turns if None in self._steps else 0
+        dated = bool(steps) and missing <= _FEW * turns
+        if dated and missing:
+            faults = (*faults, f"{missing} of {turns} turns have no step and are left out of its course")
+        steps = steps if dated else {0: _sum(self._steps.values())}
         calls = any(step.calls for step in steps.values())
         records = tuple(steps[s].record(s, calls) for s in sorted(steps))
         counts = [row._replace(step=row.step if dated else None, turns=n) for row, n in self._counts.items()]
@@ -127,6 +134,10 @@ class _Step:
             found.append(Observation("no_call", self.silent / self.rollouts, groups))
             metrics["tools/call_frequency"] = self.calls / self.rollouts
         return StepRecord(step, 0.0, metrics, tuple(found))
+
+
+def _counted(number: int | None) -> int | None:
+    return number if number is not None and 0 <= number < _MANY else None
 
 
 def stop_of(reason: object) -> Stop:

@@ -28,7 +28,7 @@ class WandbCsv(Importer):
         x, *others = _cells(source.head.partition("\n")[0].rstrip("\r")) or [""]
         charted = [name for name in others if _BETWEEN in name]
         axis = Columns().step([x]) or x.lower().startswith(_TIMES)
-        return bool(axis and charted) and any(name.endswith(_RANGE) for name in charted)
+        return bool(axis and charted) and (charted == others or any(name.endswith(_RANGE) for name in charted))
 
     def home(self, path: Path) -> Path:
         return path.parent
