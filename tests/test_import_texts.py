@@ -172,9 +172,10 @@ ROWS = [
         ("t.jsonl", "\n".join(map(json.dumps, ROWS))),
         ("t.json", json.dumps(ROWS)),
         ("t.json", json.dumps(ROWS, indent=1)),
+        ("t.json", "[\n" + ",\n".join(map(json.dumps, [ROWS[3], *ROWS[:3]])) + "\n]"),
         ("t.jsonl", "\ufeff" + "\n".join(["{broken", *map(json.dumps, ROWS), '{"messages": [{"ro'])),
     ],
-    ids=["lines", "array", "indented", "broken"],
+    ids=["lines", "array", "indented", "item per line", "broken"],
 )
 def test_dialogues_are_read_per_model_and_step(name: str, content: str, tmp_path: Path) -> None:
     a, b = read(put(tmp_path / name, content))
@@ -182,8 +183,8 @@ def test_dialogues_are_read_per_model_and_step(name: str, content: str, tmp_path
     assert [r.metrics["reward"] for r in a.records] == [1.0, 0.0]
     assert rates(a, 1)["polluted"] == 0.0 and rates(a, 2)["polluted"] == 1.0 == rates(a, 2)["parse_failure"]
     assert rates(b, 2)["truncated"] == 1.0
-    assert "1 objects without an assistant's message left out" in a.faults
-    assert any("lines left out" in fault for fault in a.faults) == ("broken" in content)
+    lost, rows, first = (3, 6, 1) if "broken" in content else (1, 4, 2 if content[:3] == "[\n{" else 4)
+    assert a.faults == (f"{lost} of {rows} rows left out, the first {name}:{first}: no assistant speaks",)
 
 
 def test_a_few_turns_without_a_step_that_can_be_do_not_cost_the_run_its_course(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ what it repaired nobody sees any more. So such a turn is judged by its arguments
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, ClassVar, NamedTuple, TypeGuard
 
@@ -15,8 +15,8 @@ from ..records import Call, Classified, Stop, Structure
 from ..structure import Reason, classify
 from .base import Imported, Importer, ImportFailed, run_name
 from .columns import number, whole
-from .json_rows import document, objects
-from .source import JSON_LINES, Source
+from .json_rows import document
+from .source import JSON_LINES, Source, parse
 from .turns import Place, Turns, stop_of
 
 _DIALOGUES = ("messages", "conversation", "trajectory")
@@ -36,13 +36,14 @@ class Messages(Importer):
         return by_line or (source.suffix == ".json" and '"role"' in head and '"assistant"' in head)
 
     def read(self, source: Source) -> list[Imported]:
-        rows, faults = (objects(source), tuple[str, ...]()) if _by_line(source) else _document(source)
+        rows, faults = (_lines(source), tuple[str, ...]()) if _by_line(source) else _document(source)
         runs: dict[str, Turns] = {}
-        lost = 0
-        for line, row in enumerate(rows, 1):
+        read, lost = 0, list[int]()
+        for line, row in rows:
+            read += 1
             dialogue = row if _are_messages(row) else _dialogue(row)
             if not dialogue:
-                lost += 1
+                lost.append(line)
                 continue
             told = row if isinstance(row, dict) else {}
             turns = runs.setdefault(str(told.get("model") or run_name(source)), Turns(self.options.format))
@@ -52,8 +53,9 @@ class Messages(Importer):
             take(turns, dialogue, place, {"reward": reward}, told.get("finish_reason"))
         if not runs:
             raise ImportFailed(f"{source.name}: got no dialogue, expected objects with `messages`")
-        left = (f"{lost} objects without an assistant's message left out",) if lost else ()
-        faults = (*faults, *source.faults, *left)
+        if lost:
+            faults += (f"{len(lost)} of {read} rows left out, the first {source.name}:{lost[0]}: no assistant speaks",)
+        faults += tuple(source.faults)
         return [turns.imported(name, self.source, source.path, faults=faults) for name, turns in runs.items()]
 
 
@@ -61,13 +63,19 @@ def _by_line(source: Source) -> bool:
     return source.suffix != ".json" or any(_dialogue(row) for row in source.head_rows)
 
 
-def _document(source: Source) -> tuple[Iterable[Any], tuple[str, ...]]:
-    """The dialogues of a file that is one JSON value, and what is wrong with it."""
+def _lines(source: Source) -> Iterator[tuple[int, Any]]:
+    """Number and value of each line, also of those of a list that has one item per line."""
+    stripped = ((number, line.strip().rstrip(",")) for number, line in enumerate(source.lines(), 1))
+    return ((number, parse(line)) for number, line in stripped if line not in ("", "[", "]"))
+
+
+def _document(source: Source) -> tuple[Iterable[tuple[int, Any]], tuple[str, ...]]:
+    """Number and value of each dialogue in a file that is one JSON value, and what is wrong with it."""
     try:
         value, faults = document(source)
     except ValueError as error:
         raise ImportFailed(f"{source.name}: got broken JSON ({error}), expected messages") from error
-    return value if isinstance(value, list) and not _are_messages(value) else [value], faults
+    return enumerate(value if isinstance(value, list) and not _are_messages(value) else [value], 1), faults
 
 
 class Judged(NamedTuple):
