@@ -52,6 +52,8 @@ def test_a_database_that_trackio_still_writes_is_read_with_its_journal(tmp_path:
         (run,) = read(path)
     assert metric(run, "reward")[30] == 1.0 and len(run.records) == 7
     assert run.faults == ("1 of 8 rows left out, without a step",)  # trackio's own steps count its calls
+    (same,) = read(path)  # nobody writes any more
+    assert same.records == run.records and [p.name for p in tmp_path.iterdir()] == ["project.db"]
 
 
 def test_trackio_s_parquet_export_is_read_as_its_database(tmp_path: Path) -> None:

@@ -38,12 +38,12 @@ class Messages(Importer):
     def read(self, source: Source) -> list[Imported]:
         rows, faults = (_lines(source), tuple[str, ...]()) if _by_line(source) else _document(source)
         runs: dict[str, Turns] = {}
-        read, lost = 0, list[int]()
+        read = lost = first = 0
         for line, row in rows:
             read += 1
             dialogue = row if _are_messages(row) else _dialogue(row)
             if not dialogue:
-                lost.append(line)
+                lost, first = lost + 1, first or line
                 continue
             told = row if isinstance(row, dict) else {}
             turns = runs.setdefault(str(told.get("model") or run_name(source)), Turns(self.options.format))
@@ -54,7 +54,7 @@ class Messages(Importer):
         if not runs:
             raise ImportFailed(f"{source.name}: got no dialogue, expected objects with `messages`")
         if lost:
-            faults += (f"{len(lost)} of {read} rows left out, the first {source.name}:{lost[0]}: no assistant speaks",)
+            faults += (f"{lost} of {read} rows left out, the first {source.name}:{first}: no assistant speaks",)
         faults += tuple(source.faults)
         return [turns.imported(name, self.source, source.path, faults=faults) for name, turns in runs.items()]
 

@@ -33,12 +33,18 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
     Raises:
         ImportFailed: it is broken, or locked for longer than a second.
     """
-    # Of a database nobody writes, SQLite would still make the index of a journal that is not there.
-    written = path.with_name(f"{path.name}-wal").exists()
-    uri = f"{path.resolve().as_uri()}?{'mode=ro' if written else 'immutable=1'}"
+    mode = "immutable=1" if _at_rest(path) else "mode=ro"
     try:
-        with closing(sqlite3.connect(uri, timeout=1.0, uri=True)) as db:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?{mode}", timeout=1.0, uri=True)) as db:
             db.text_factory = lambda raw: raw.decode("utf-8", "replace")
             yield db
     except (sqlite3.Error, UnicodeError) as error:  # SQLite decodes its own messages, with names of the file in them
         raise ImportFailed(f"{path.name}: got a broken database ({error}), expected one of SQLite") from error
+
+
+def _at_rest(path: Path) -> bool:
+    """Does it keep a journal ahead of itself (byte 18), and has none? To read it SQLite would make one beside it."""
+    with path.open("rb") as file:
+        head = file.read(19)
+    journal = path.with_name(f"{path.name}-wal")
+    return head[18:] == b"\x02" and not (journal.exists() and journal.stat().st_size)
