@@ -31,10 +31,10 @@ def series(rows: Iterable[tuple[int | None, Mapping[str, Any]]], columns: Column
 
     Rows without a training metric are left out, but that the scores of an evaluation join the record of their
     step. Rows of one step are one record, of a value logged twice the later counts. Where steps go back, a resumed
-    run has begun again: what was logged from there on before is left out, unless they go back all the time. Values
-    that are not finite are left out, and a KL divergence that is zero throughout, because then it was not
-    measured. What logs say of structure becomes a stream; one prompt group is assumed, because no log tells how
-    many there were.
+    run has begun again: what was logged from there on before is left out, and so is a lone row out of order, unless
+    steps go back all the time. Values that are not finite are left out, and a KL divergence that is zero throughout,
+    because then it was not measured. What logs say of structure becomes a stream; one prompt group is assumed,
+    because no log tells how many there were.
     """
     read, evaluated, faults = _read(rows, columns)
     if all(step is None for step, _ in read):
@@ -42,6 +42,10 @@ def series(rows: Iterable[tuple[int | None, Mapping[str, Any]]], columns: Column
     told = [(step, found) for step, found in read if step is not None and 0 <= step < _MANY]
     if len(told) < len(read):
         faults.append(f"{len(read) - len(told)} of {len(read)} rows left out, without a step")
+    stray = _stray([step for step, _ in told])
+    if 0 < len(stray) <= max(1, len(told) // 10):
+        faults.append(f"{len(stray)} of {len(told)} rows left out, their steps out of order")
+        told = [row for i, row in enumerate(told) if i not in stray]
     back = [after for (before, _), (after, _) in pairwise(told) if after < before]
     steps, dropped = _ordered(told, resumed=len(back) <= max(1, len(told) // 10))
     if dropped:
@@ -95,6 +99,18 @@ def _mean(rows: Sequence[Row]) -> Row:
         for name, value in metrics.items():
             total[name] += value
     return rows[0][0], {name: total[name] / count[name] for name in total}
+
+
+def _stray(steps: Sequence[int]) -> set[int]:
+    """The rows whose step is not between those around it, where these go on: one digit of it was damaged."""
+    stray: set[int] = set()
+    before = 0
+    for i, (step, after) in enumerate(pairwise(steps)):
+        if before < after and not before <= step <= after:
+            stray.add(i)
+        else:
+            before = step
+    return stray
 
 
 def _ordered(rows: Iterable[tuple[int, dict[str, float]]], resumed: bool) -> tuple[dict[int, dict[str, float]], int]:

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
+from pathlib import Path
 from typing import Any, ClassVar
 
 from .base import Imported, Importer, ImportFailed, NoTraining, run_name
@@ -32,6 +33,9 @@ class JsonTable(Importer):
         if source.suffix != ".json" or source.head.lstrip()[:1] not in ("{", "["):
             return False
         return bool(columns.known(_KEY.findall(source.head[:_KEYS])))
+
+    def superseded(self, path: Path) -> bool:
+        return path.name == "wandb-summary.json"  # the last values of what stands beside it
 
     def read(self, source: Source) -> list[Imported]:
         columns = Columns(self.options.names)
