@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from .importers.columns import CANONICAL, FAMILIES
+from .importers.names import CANONICAL, FAMILIES
 
 
 class AliasError(ValueError):

@@ -109,7 +109,7 @@ def labels(reports: Sequence[RunReport]) -> list[str]:
             return found
         for i, r in enumerate(reports):
             if found[i] in twice:
-                found[i] = plain("/".join((*Path(r.path).parent.parts[-depth:], r.name)))
+                found[i] = plain(Path(*Path(r.path).parent.parts[-depth:], r.name))
     seen = Counter[str]()
     for i, name in enumerate(found):
         seen[name] += 1
