@@ -81,6 +81,19 @@ def test_completions_of_messages_are_judged_turn_by_turn_and_a_column_reward_is_
     assert run.structure.shares == {"tool_call": 0.5, "response": 0.5, "polluted": 0.0, "collapsed": 0.0}
 
 
+def test_the_tables_of_completions_in_a_folder_of_wandb_are_read(tmp_path: Path) -> None:
+    folder = tmp_path / "offline-run-1" / "files" / "media" / "table"
+    for step, completion in ((1, CALL), (2, [calling("{")])):
+        names, cells = ["step", "prompt", "completion", "f", "advantage"], [step, "p", completion, 0.5, 0.0]
+        table = json.dumps({"columns": names, "data": [cells, cells, cells[1:]]})
+        put(folder / f"completions_{step}_992dc0cce81c.table.json", table)
+    put(folder / "other_1_992dc0cce81c.table.json", json.dumps({"columns": ["a"], "data": [["x"]]}))
+    (run,) = runs(tmp_path)
+    assert isinstance(run, Imported)
+    assert (run.name, [r.metrics["reward"] for r in run.records]) == ("offline-run-1", [0.5, 0.5])
+    assert rates(run, 1)["polluted"] == 0.0 and rates(run, 2)["polluted"] == 1.0
+
+
 def test_without_any_call_in_a_run_a_completion_without_one_is_no_loss(tmp_path: Path) -> None:
     completions(tmp_path / "run", 1, ["Noon."] * 4, f=[0.0] * 4)
     (run,) = runs(tmp_path)
@@ -104,6 +117,8 @@ def test_broken_completions_fail_in_one_way_only(tmp_path: Path) -> None:
     completions(tmp_path / "run", 1, [CALL, [calling()]][:1] * 4, f=[1.0] * 4)
     path = tmp_path / "run" / "completions_00001.parquet"
     fails_in_one_way_only(path, path.read_bytes())
+    table = json.dumps({"columns": ["step", "prompt", "completion"], "data": [[1, "p", CALL], [2, "p", "Noon."]]})
+    fails_in_one_way_only(tmp_path / "completions_1_a.table.json", table.encode())
 
 
 # Messages ------------------------------------------------------------------------------------------------------

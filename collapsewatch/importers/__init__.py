@@ -20,8 +20,8 @@ from .walk import files
 IMPORTERS: dict[str, str] = {
     "trainer_state": "collapsewatch.importers.trainer_state:TrainerState",
     "transcripts": "collapsewatch.importers.transcripts:Transcripts",
-    "messages": "collapsewatch.importers.messages:Messages",
     "trl_completions": "collapsewatch.importers.trl_completions:TrlCompletions",
+    "messages": "collapsewatch.importers.messages:Messages",
     "step_records": "collapsewatch.importers.step_records:StepRecords",
     "verl_rollouts": "collapsewatch.importers.verl_rollouts:VerlRollouts",
     "verl_file": "collapsewatch.importers.verl_file:VerlFile",
