@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -113,6 +114,7 @@ def analyze(
     from .report import analyze_all, to_json
     from .rows import strict_json
     from .summary import print_summary
+    from .tables import printable
 
     if fail_on and fail_on not in FAILING:
         raise InputError(f"--fail-on: got {fail_on!r}, expected one of {', '.join(FAILING)}")
@@ -130,6 +132,10 @@ def analyze(
             typer.echo(strict_json(to_json(reports), indent=None if follow else 2))
         elif changed:
             print_summary(reports, _console())
+            if html:
+                typer.echo(f"\npage: {printable(html)}")
+            if follow:
+                typer.echo(f"\n{datetime.now():%H:%M:%S}, going on; Ctrl-C ends it\n")
         sys.stdout.flush()
         if fail_on and any(report.verdict in FAILING[fail_on] for report in reports):
             raise typer.Exit(3)
@@ -159,9 +165,14 @@ def query(
         print_table(table.columns, table.rows, _console())
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # for `main`: rich would exit with 1
+
+
 def _console() -> Console:
     """The terminal; a file or a pipe has no width that tables would have to be squeezed into, unless one is told."""
-    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 1000)
+    return _Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 1000)
 
 
 @contextlib.contextmanager

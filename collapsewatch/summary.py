@@ -128,7 +128,7 @@ def _print_notes(
         for note in findings.not_judged(r):
             notes[note].append(names[id(r)])
     broken = [r for r in reports if findings.unreadable(r)]
-    if notes or unmapped or broken:
+    if read and (notes or unmapped or broken):
         console.print()
     for note, runs in notes.items():
         whom = ", ".join(runs) if len(runs) <= _NAMED else f"{len(runs)} runs"

@@ -251,6 +251,20 @@ def test_an_empty_answer_still_has_its_columns(command: Command, logdir: Path) -
     assert command("query", logdir / "fine", sql, "--csv").out == "step,time\n"
 
 
+def test_a_summary_into_a_closed_pipe_is_no_error(logdir: Path) -> None:
+    analyze = subprocess.Popen(
+        [sys.executable, "-m", "collapsewatch", "analyze", *[str(logdir)] * 3],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert analyze.stdout is not None and analyze.stderr is not None
+    analyze.stdout.close()
+    with analyze.stderr:
+        assert analyze.stderr.read() == ""
+    assert analyze.wait(60) == 0
+
+
 def test_a_closed_pipe_is_no_error(logdir: Path) -> None:
     sql = "SELECT i FROM range(200000) AS r(i)"
     query = subprocess.Popen(
