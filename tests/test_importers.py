@@ -562,8 +562,8 @@ def test_an_endless_line_and_more_rows_than_fit_cost_bounded_memory(tmp_path: Pa
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 60_000_000
-    assert (run.records[0].step, len(run.records)) == (1, 6250)
-    assert run.faults == ("25000 rows: read as means of 4",) and {r.metrics["reward"] for r in run.records[1:]} == {1.5}
+    assert (run.records[0].step, len(run.records)) == (1, 3125)
+    assert run.faults == ("25000 rows: read as means of 8",) and {r.metrics["reward"] for r in run.records[1:]} == {1.5}
 
 
 @given(

@@ -13,7 +13,7 @@ _WORKER = "\x1b[36m(WorkerDict pid=4243)\x1b[0m "
 _PARTS = ("mean", "max", "min")
 _TIMED = ("gen", "reward", "old_log_prob", "ref", "adv", "update_actor", "update_weights", "step", "stop_profile")
 _LOOP = ("generate_sequences", "tool_calls", "compute_score", "num_preempted", "generation", "waiting")
-_WORDS = "the agent asks for a tool and reads what it answers before it says what was asked for".split()
+_WORDS = ("the", "agent", "asks", "for", "a", "tool", "and", "reads", "what", "it", "answers", "before", "it", "says")
 
 
 def lines(steps: int, noise: int, seed: int = 0) -> Iterator[str]:
@@ -73,5 +73,7 @@ def _noise(chance: random.Random, step: int) -> str:
         bar = "".join(f"\rCapturing batches: {i}/35 [00:0{i % 9}<00:05, 7.1it/s]" for i in range(36))
         return bar + "\n"
     if kind == 2:
-        return f"{_WORKER}WARNING 01-01 00:00:00 [scheduler.py:1] Sequence group {step} is preempted. total: {step}\n" * 9
+        return (
+            f"{_WORKER}WARNING 01-01 00:00:00 [scheduler.py:1] Sequence group {step} is preempted. total: {step}\n" * 9
+        )
     return f"{_WORKER}DEBUG update_weights step: {step} wake up, free {chance.random()} GB\n" * 30

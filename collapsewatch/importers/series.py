@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ..records import Observation, StepRecord
 from .columns import EVALUATION, Columns
 
-ROWS = 10_000
+ROWS = 5_000
 """Rows kept of a run; of a longer one, means of neighbouring rows: they cost little, and an onset stays within them."""
 _RATES = {"completions/clipped_ratio": "truncated", "empty_rate": "empty", "repetition_rate": "repeated"}
 _MANY = 2**62  # no count of steps; beyond it nothing can store one
