@@ -48,12 +48,13 @@ def when(report: RunReport) -> str:
     if report.onset_step is None:
         return ""
     last = "" if report.steps[1] is None else f" of {report.steps[1]}"
-    return f"since step {report.onset_step}, {known(report)} step {report.detected_step}{last}"
+    found = "alarm at" if alarmed(report) else "beyond noise by"
+    return f"since step {report.onset_step}, {found} step {report.detected_step}{last}"
 
 
-def known(report: RunReport) -> str:
-    """How the step `detected_step` was found: an alarm is raised live, a lasting loss is told afterwards."""
-    return "alarm at" if any(a.step == report.detected_step for a in report.alarms) else "beyond noise by"
+def alarmed(report: RunReport) -> bool:
+    """Does the verdict rest on an alarm, which is raised live? A lasting loss of a metric is told afterwards."""
+    return any(a.step == report.detected_step for a in report.alarms)
 
 
 def evidence(report: RunReport) -> str:

@@ -16,14 +16,15 @@ from .charts import Chart, charts, episodes
 from .markup import Html, coded, escaped, marked, table, tag
 from .overview import pill
 
-_ALARMS = 40  # rows of the list of alarms
+_ALARMS, _REASONS = 40, 8  # rows of the lists of alarms, and of reasons
 _BASES = {True: "the paper", False: "our reading"}
 
 
 def section(anchor: str, name: str, report: RunReport, points: int, format: str, plot: Callable[[Chart], Html]) -> Html:
     """One run, from the verdict to what is not known."""
     drawn = [plot(chart) for chart in charts(report, points)]
-    known = [_block("Evidence", _evidence(report)), _block("Not judged", _not_judged(report))]
+    known = [_block("Evidence", _evidence(report)), _block("Turns", _turns(report))]
+    known.append(_block("Not judged", _not_judged(report)))
     read = [tag("div", part) for part in (list(filter(None, known)), _block("Try next", _advice(report))) if part]
     return tag(
         "section",
@@ -41,7 +42,7 @@ def section(anchor: str, name: str, report: RunReport, points: int, format: str,
 def _title(name: str, r: RunReport) -> Html:
     facts = {
         "onset": None if r.onset_step is None else f"step {r.onset_step}",
-        findings.known(r).split()[0]: None if r.detected_step is None else f"step {r.detected_step}",
+        _found(r): None if r.detected_step is None else f"step {r.detected_step}",
         "steps": _steps(*r.steps),
         "turns": str(r.structure.turns) if r.structure else None,
         "moved first": stream_words(r.first_mover) if r.first_mover else None,
@@ -57,6 +58,11 @@ def _title(name: str, r: RunReport) -> Html:
         tag("dl", told, class_="facts"),
         class_="title",
     )
+
+
+def _found(r: RunReport) -> str:
+    """What happened at the step `detected_step`."""
+    return "alarm" if findings.alarmed(r) or not r.detected_step else "beyond noise"
 
 
 def _steps(first: int | None, last: int | None, count: int) -> str | None:
@@ -80,7 +86,7 @@ def _evidence(r: RunReport) -> Html | None:
     kept = range(6) if dated else (0, 3, 5)
     cells = [[row[i] for i in kept] for row in rows]
     at = f"At step {r.detected_step}, when the alarm was raised."
-    if not any(a.step == r.detected_step for a in r.alarms):
+    if not findings.alarmed(r):
         at = "Before and after the onset; no alarm tells of this, the run's own curves do."
     said = at if dated else "Over all turns."
     numbers = [at for at, i in enumerate(kept) if i in (1, 3, 4, 5)]
@@ -110,6 +116,19 @@ def _tip(a: Advice) -> Html:
     return tag("li", tag("b", coded(a.what)), " ", tag("span", coded(a.why), class_="soft"), " ", source)
 
 
+def _turns(r: RunReport) -> Html | None:
+    """The shares of the structures, and why turns are not healthy, the most frequent reason first."""
+    if r.structure is None:
+        return None
+    rates = {"strictly": r.structure.parse_rate, "leniently": r.structure.lenient_parse_rate}
+    parsed = ", ".join(f"{percent(rate)} {how}" for how, rate in rates.items() if rate is not None)
+    shares = ", ".join(f"{percent(share)} {name}" for name, share in r.structure.shares.items() if share)
+    said = [tag("p", shares), tag("p", f"Calls that parse: {parsed}", class_="soft") if parsed else Html()]
+    rows = [(x.reason, x.family, str(x.count), percent(x.share)) for x in r.structure.reasons[:_REASONS]]
+    reasons = table(["reason", "family", "turns", "share"], rows, (2, 3)) if rows else Html()
+    return escaped([*said, reasons])
+
+
 def _not_judged(r: RunReport) -> Html | None:
     found = findings.not_judged(r) if r.verdict is not Verdict.UNJUDGED else []
     return tag("ul", [tag("li", line) for line in found], class_="unknown") if found else None
@@ -123,7 +142,7 @@ def _marks(r: RunReport) -> Html | None:
     )
     said = []
     if episodes(r):
-        said += [("onset", line.format(ALARM, 1.5, ' stroke-dasharray="3 2"')), ("alarm", line.format(ALARM, 2, ""))]
+        said += [("onset", line.format(ALARM, 1.5, ' stroke-dasharray="3 2"')), (_found(r), line.format(ALARM, 2, ""))]
         said += [("while it lasts", area.format(ALARM, 14, ' opacity=".15"'))]
     if r.applied:
         said.append(("intervention", area.format(GREEN, 5, "")))
