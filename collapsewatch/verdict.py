@@ -159,7 +159,8 @@ def _onset(trace: Trace, alarm: Alarm) -> int:
 def _by_structure(trace: Trace) -> Judgement:
     reward = _reward(trace.reward)
     kept = _kept(trace.reward, reward) if reward else None
-    if len(trace.steps) < MIN_STEPS or not (trace.failure or trace.counts or trace.reward):
+    scored = trace.failure or trace.counts or trace.reward or "accuracy" in trace.told
+    if len(trace.steps) < MIN_STEPS or not scored:
         return Judgement(Verdict.UNJUDGED, "", None, reward)
     alarm, over = _decisive(trace.alarms)
     failing = median(trace.failure[-WINDOW:]) if trace.failure else None
