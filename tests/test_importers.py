@@ -142,6 +142,17 @@ def test_console_without_bars_counts_rows_and_prefers_a_step_it_is_told(tmp_path
     assert [r.step for r in TrlConsole().read(Source(path))[0].records] == [51, 52]
 
 
+def test_console_dicts_of_other_trainers_are_read_by_what_their_columns_mean(tmp_path: Path) -> None:
+    rows = [
+        "rollout 3: {'rollout/raw_reward': 0.5, 'rollout/step': 3, 'truncated': tensor(0.25, device='cpu')}",
+        "config {'reward': 'exact', 'lr': 1e-6}",  # names a reward, and tells none
+        "{'loss': 0.1, 'grad_norm': 0.5, 'step': 4}",
+        "step 4: {'rollout/raw_reward': np.float32(0.75), 'rollout/step': 4, 'truncated': 0.0}",
+    ]
+    (run,) = read(write(tmp_path / "slime.log", "\n".join(rows))).values()
+    assert (told(run), told(run, "completions/clipped_ratio")) == ([(3, 0.5), (4, 0.75)], [(3, 0.25), (4, 0.0)])
+
+
 def test_transcripts_are_classified_per_model_and_step(tmp_path: Path) -> None:
     turns = [
         {"model": "a", "step": 1, "dialogue": "x", "text": CALL},

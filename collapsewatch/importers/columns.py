@@ -29,6 +29,7 @@ _BOOKKEEPING = re.compile(
     ) | ^_ | memory | _per_sec | throughput | tokens_per | (?:^|[_/])(?:seconds|secs|tokens_seen)$""",
     re.IGNORECASE | re.VERBOSE,
 )
+_NOT_FINITE = frozenset({"nan", "inf", "infinity", "np.float64(nan)", "np.float32(nan)", "np.float64(inf)"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +73,11 @@ class Columns:
             if not name or meaning.rank >= ranks.get(name, (100, 0)):
                 continue
             value = number(raw)
-            training = training or meaning.tells
             if isfinite(value):
                 metrics[name], ranks[name] = value, meaning.rank
+                training = training or meaning.tells
+            elif meaning.tells and str(raw).strip("+-").lower() in _NOT_FINITE:  # a number all the same
+                training = True
         return metrics, training
 
     def known(self, columns: Iterable[str]) -> set[str]:

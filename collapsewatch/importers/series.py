@@ -104,7 +104,7 @@ def _mean(rows: Sequence[Row]) -> Row:
 def _stray(steps: Sequence[int]) -> set[int]:
     """The rows whose step is not between those around it, where these go on: one digit of it was damaged."""
     stray: set[int] = set()
-    before = 0
+    before = steps[0] if steps else 0
     for i, (step, after) in enumerate(pairwise(steps)):
         if before < after and not before <= step <= after:
             stray.add(i)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .base import Imported, Importer, ImportFailed, beside_wandb
-from .columns import whole
+from .base import Imported, Importer, ImportFailed, Options, beside_wandb
+from .columns import Columns, whole
 from .source import CONSOLE, Source
 
 _ROW = re.compile(r"\{'[^{}\n]*\}")
 _BAR = re.compile(r"(?<![\w/.])(\d+)/(\d+) \[")
 _NOT_LITERAL = re.compile(r"(?<=: )(-?(?:nan|inf))(?=[,}])")
-_NUMPY = re.compile(r"np\.float\d+\(([^()]*)\)")
+_WRAPPED = re.compile(r"(?:np\.\w+|tensor)\(([^(),]*)[^()]*\)")
+_KEY = re.compile(r"'([^'\n]+)': ")
+_SCORES = frozenset({"reward", "accuracy"})
+_KINDS = 1000  # dicts of different keys; what prints more is no trainer
 _BARS = 1000  # progress bars of different lengths; what draws more is no progress bar
 
 
@@ -28,18 +32,19 @@ class TrlConsole(Importer):
     source: ClassVar[str] = "trl_console"
 
     def sniff(self, source: Source) -> bool:
-        return source.suffix in CONSOLE and any(_is_step(m[0]) for m in _ROW.finditer(source.head))
+        is_step = _Steps(self.options)
+        return source.suffix in CONSOLE and any(is_step(m[0]) for m in _ROW.finditer(source.head))
 
     def superseded(self, path: Path) -> bool:
         return beside_wandb(path)
 
     def read(self, source: Source) -> list[Imported]:
-        told, rows, bars = 0, list[dict[str, Any]](), dict[str, _Bar]()
+        told, rows, bars, is_step = 0, list[dict[str, Any]](), dict[str, _Bar](), _Steps(self.options)
         for raw in source.raw_lines():
             if b"{'" not in raw and b" [" not in raw:
                 continue
             line = raw.decode("utf-8", "replace")
-            steps = [m[0] for m in _ROW.finditer(line) if _is_step(m[0])]
+            steps = [m[0] for m in _ROW.finditer(line) if is_step(m[0])]
             told += len(steps)
             rows += filter(None, map(_parse, steps))
             for done, total in _BAR.findall(line):
@@ -50,7 +55,7 @@ class TrlConsole(Importer):
         drawn = max(bars.values(), key=lambda bar: bar.drawn, default=_Bar()).redrawn
         if len(drawn) < told or len(rows) < told:
             drawn = list(range(1, told + 1))
-        own = [whole(row.get("step")) for row in rows]
+        own = [is_step.number(row) for row in rows]
         return [self.scalars(source, [(s if s is not None else drawn[i], rows[i]) for i, s in enumerate(own)])]
 
 
@@ -69,14 +74,30 @@ class _Bar:
             self.redrawn.append(done)
 
 
-def _is_step(row: str) -> bool:
-    """Training, not evaluation (`eval_reward`) and not the last summary."""
-    return "'reward':" in row
+class _Steps:
+    """Tells a row of training from an evaluation's (`eval_reward`), from the last summary, and from any other dict."""
+
+    def __init__(self, options: Options) -> None:
+        self._columns = Columns(options.names)
+        self._steps: dict[tuple[str, ...], bool] = {}
+
+    def __call__(self, row: str) -> bool:
+        names = tuple(_KEY.findall(row))
+        if names not in self._steps:
+            if len(self._steps) >= _KINDS:
+                self._steps.clear()
+            self._steps[names] = not _SCORES.isdisjoint(self._columns.known(names))
+        return self._steps[names]
+
+    def number(self, row: Mapping[str, Any]) -> int | None:
+        """The step that a row says it is of."""
+        column = self._columns.step(row)
+        return whole(row[column]) if column else None
 
 
 def _parse(row: str) -> dict[str, Any] | None:
     try:
-        found = ast.literal_eval(_NOT_LITERAL.sub(r"'\1'", _NUMPY.sub(r"\1", row)))
+        found = ast.literal_eval(_NOT_LITERAL.sub(r"'\1'", _WRAPPED.sub(r"\1", row)))
     except (ValueError, SyntaxError, RecursionError, MemoryError):  # what the compiler makes of nonsense
         return None
     return found if isinstance(found, dict) else None
