@@ -156,6 +156,16 @@ def test_several_runs_are_compared_and_linked(tmp_path: Path) -> None:
     assert len([svg for svg in page.all("svg") if svg.get("class") == "spark"]) == 3
 
 
+def test_turns_are_counted_by_reason_and_an_empty_one_is_said_to_be_empty(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text}) for text in [CALL] * 6 + ["<tool_call>"] * 3 + [" "] * 1))
+    page = Page(written(tmp_path, analyze(path)))
+    words = " ".join(page.text.split())
+    assert "60% tool_call, " in words and "Calls that parse: 67% strictly" in words
+    assert re.search(r"reasonfamilyturnsshare\w+structural330%emptystructural110%", words), words
+    assert "line 10empty, 10% of turns(empty)" in words
+
+
 def test_one_file_asks_for_nothing_and_allows_its_own_scripts_only(tmp_path: Path) -> None:
     page = Page(written(tmp_path, analyze(broken_run(tmp_path))))
     (policy,) = [meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
@@ -292,6 +302,10 @@ def test_the_page_in_a_browser(width: int, chromium: Any, tmp_path: Path) -> Non
     until(page, f"{panels}.length > 1", True)
     page.evaluate(f"Plotly.relayout({panels}[0], {{'xaxis.range': [5, 9]}})")
     until(page, f"{panels}.every(panel => panel.layout.xaxis.range + '' === '5,9')", True)
+    # The toolbar covers no data.
+    edge = "p => [p.querySelector('.modebar'), p.querySelector('.nsewdrag')].map(e => e.getBoundingClientRect())"
+    boxes = page.evaluate(f"{panels}.map({edge}).map(([bar, data]) => [bar.bottom, data.top, bar.height, data.height])")
+    assert boxes and all(bottom <= top and min(sizes) > 10 for bottom, top, *sizes in boxes)
     tools = page.evaluate("[...document.querySelectorAll('.modebar-btn')].map(b => b.dataset.title)")
     assert "Download plot as a PNG" in tools and not [tool for tool in tools if "hare" in tool]
     page.close()

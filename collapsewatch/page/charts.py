@@ -142,7 +142,8 @@ def _panel(panel: Panel, curves: Mapping[str, Curve], report: RunReport, marks: 
     layout["xaxis"] |= {"range": _around(report.steps)}
     logarithmic = panel.yaxis is _HAZARD or (not panel.yaxis and all(map(_spreads, curves.values())))
     layout["yaxis"] |= _decades(curves.values()) if logarithmic else panel.yaxis
-    traces = [_trace(line, curve) for line, curve in zip(lines, curves.values(), strict=True)]
+    told = ".1%" if panel.yaxis is _RATE else ".3~g"
+    traces = [_trace(line, curve, told) for line, curve in zip(lines, curves.values(), strict=True)]
     return Chart(panel.title, panel.hint, lines, {"data": traces, "layout": layout})
 
 
@@ -164,7 +165,7 @@ def _style(name: str, tokens: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     return {**tokens[token], "width": 1.5} | ({"dash": "dot"} if spec(name).slot else {})
 
 
-def _trace(line: Line, curve: Curve) -> dict[str, Any]:
+def _trace(line: Line, curve: Curve, told: str = ".3~g") -> dict[str, Any]:
     return {
         "type": "scatter",
         "name": escape(line.name),
@@ -172,7 +173,7 @@ def _trace(line: Line, curve: Curve) -> dict[str, Any]:
         "x": curve.steps,
         "y": [_short(value) for value in curve.values],
         "line": {"width": 1.5} | line.style,
-        "hovertemplate": f"{escape(line.name)}: %{{y:.3~g}}<extra></extra>",
+        "hovertemplate": f"{escape(line.name)}: %{{y:{told}}}<extra></extra>",
     }
 
 

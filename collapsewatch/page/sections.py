@@ -172,7 +172,8 @@ def _sample(s: Sample, tokens: set[str], main: str) -> Html:
     told = [tag("span", s.place), tag("span", s.reason or "sound", class_="bad" if s.reason else "good")]
     prompt = tag("pre", marked(s.prompt, tokens), class_="prompt") if s.prompt else None
     head = tag("figcaption", told, tag("span", reward) if reward else None)
-    return tag("figure", head, prompt, tag("pre", marked(s.text, tokens, main), tabindex="0"), class_="sample")
+    text = marked(s.text, tokens, main) if s.text.strip() else tag("span", "(empty)", class_="soft")
+    return tag("figure", head, prompt, tag("pre", text, tabindex="0"), class_="sample")
 
 
 def _more(r: RunReport) -> Html:
