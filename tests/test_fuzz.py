@@ -86,7 +86,9 @@ WHOLE = {
     "tensorboard/events.out.tfevents.2.a.1.0": TENSORBOARDX,
     "wandb/run-a.wandb": WANDB,
     "trackio/a.db": database(),
-    "nemo_rl/step_1.log": lines(lambda s: f"Training Results step {s}/40:\n  - Mean Reward: {reward(s)}"),
+    "nemo_rl/a.log": lines(
+        lambda s: f"{'=' * 9} Step {s}/40 {'=' * 9}\nTraining Results:\n  • Loss: 0.25\n  • Avg Reward: {reward(s)}"
+    ),
     "json/z.jsonl.gz": gzip.compress(ROWS["json/a.jsonl"]),
 }
 FIXTURES = ROWS | WHOLE
@@ -177,6 +179,12 @@ def damaged(content: bytes, chance: random.Random) -> tuple[bytes, int | None]:
         return text.encode(chance.choice(["utf-16", "utf-8-sig", "utf-16-le", "latin-1"]), "replace"), None
     begin = chance.randrange(len(content))  # binary rubbish in between
     return content[:begin] + chance.randbytes(chance.randrange(1, 400)) + content[begin:], None
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_an_undamaged_fixture_is_read_by_its_importer(name: str, tmp_path: Path) -> None:
+    found = list(runs(put(tmp_path, name, FIXTURES[name])))
+    assert found and all(isinstance(run, Imported) and run.source == name.partition("/")[0] for run in found)
 
 
 def test_every_importer_has_a_fixture() -> None:
