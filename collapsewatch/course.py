@@ -6,27 +6,25 @@ have none: they are judged against the run's own best, once it is over.
 
 from __future__ import annotations
 
-from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import inf, sqrt
+from math import sqrt
 from statistics import fmean, median
 from typing import NamedTuple
 
 import numpy as np
 
 from .curves import is_score
+from .levels import SURE, WINDOW, Fall, Series, cut, fall, quantile, sagged, window
 from .records import Driver, Verdict
 
-WINDOW = 10  # rows that make "at the end": long enough for a mean to outvote a freak batch
 LOST = 0.3  # of the best: less than that at the end is lost
-SAGGED = 0.7  # of the best quarter: less, beyond noise, is a loss
-NOISE = 3.0  # standard errors between two quarters
-SURE = 5.0  # standard errors between best and end: the best of many windows is a lucky one, in any noisy run
 FEW_TOKENS = 5.0  # in the mean: less is no answer, only its end
 LOCKED = 0.02  # nat: the model writes one text whatever is sampled; healthy tool agents have 0.03 and more
+CALLED = 0.3  # calls per rollout: who calls less has not much to abandon
+BACK = 0.8  # of the level before a dip: a run that came back
 CEILING = 0.9  # of the highest reward of any row: what is there has nothing left to learn
 
 LENGTH, CALLS, GRAD = "completions/mean_length", "tools/call_frequency", "grad_norm"
@@ -53,29 +51,6 @@ CAUSES = (
 WATCHED = frozenset({"reward", "accuracy", "reward_std"} | {cause.metric for cause in CAUSES})
 
 
-class Series:
-    """One metric over the steps that tell it."""
-
-    def __init__(self) -> None:
-        self.steps, self.values = array("q"), array("d")
-
-    def add(self, step: int, value: float) -> None:
-        self.steps.append(step)
-        self.values.append(value)
-
-    def __iter__(self) -> Iterator[tuple[int, float]]:
-        return zip(self.steps, self.values, strict=True)
-
-
-class Fall(NamedTuple):
-    """A fall from the best level: index of the first row below, means before and after, and whether noise can do it."""
-
-    at: int
-    before: float
-    after: float
-    sure: bool
-
-
 class Finding(NamedTuple):
     """A lasting loss: its kind, the step at which it began, the one by which it was beyond noise, what moved."""
 
@@ -97,13 +72,13 @@ def judge(told: Mapping[str, Series]) -> Finding | None:
     for name in scores:
         if name in told and _lost(told[name]):
             return _explained(told, name, Verdict.COLLAPSED)
-    found = _early_stop(told) or _locked(told)
+    found = _early_stop(told) or _abandoned(told) or _locked(told)
     if found:
         return found
     for name in scores[:2]:
         if name in told and sagged(told[name].values):
             return _explained(told, name, Verdict.DEGRADED)
-    return None
+    return _dipped(told["reward"]) if "reward" in told else None
 
 
 def loss_before(series: Series | None, onset: int) -> int | None:
@@ -113,71 +88,6 @@ def loss_before(series: Series | None, onset: int) -> int | None:
         return None
     rows = bisect_left(series.steps, onset) - found.at
     return series.steps[found.at] if 0 < rows <= WINDOW else None
-
-
-def fall(values: Sequence[float]) -> Fall | None:
-    """Where the values fell from their best window for good, if they did.
-
-    Of all ways to cut what follows the beginning of the best window in two, the one that leaves the least
-    variance. A row varies as much afterwards as before, at least: two equal rows prove nothing.
-    """
-    v = np.asarray(values, dtype=np.float64)
-    if v.size < 5:
-        return None
-    w = window(v.size)
-    best = int(np.argmax(np.convolve(v, np.ones(w), "valid")))
-    k = cut(v[best:], max(2, w // 2))
-    if k is None:
-        return None
-    before, after = v[best : best + k], v[best + k :]
-    drop = float(before.mean() - after.mean())
-    if drop <= 0:
-        return None
-    spread = sqrt(max(before.var(ddof=1), after.var(ddof=1)) * (1 / before.size + 1 / after.size))
-    errors = drop / spread if spread else inf
-    sure = errors > _quantile(SURE, before.size + after.size - 2)
-    return Fall(best + k, float(before.mean()), float(after.mean()), sure)
-
-
-def cut(v: np.ndarray, least: int = 1) -> int | None:
-    """Where to cut (N,) values into two of least variance: `least` values or more before, two or more after."""
-    k = np.arange(1, v.size)
-    allowed = (k >= least) & (v.size - k >= 2)
-    if not allowed.any():
-        return None
-    total = np.cumsum(v)
-    between = total[:-1] ** 2 / k + (total[-1] - total[:-1]) ** 2 / (v.size - k)
-    return int(k[np.argmax(np.where(allowed, between, -inf))])
-
-
-def window(n: int) -> int:
-    """How many of n rows make a window."""
-    return max(3, min(WINDOW, n // 4))
-
-
-def sagged(values: Sequence[float]) -> bool:
-    """Is the last quarter below the best quarter by a third, and by more than noise?
-
-    Quarters, because the best of many short windows lies above the last one in any noisy run.
-    """
-    v = np.asarray(values, dtype=np.float64)
-    w = v.size // 4
-    if w < 2:
-        return False
-    last, best = v[-w:], max((v[i * w : (i + 1) * w] for i in range(3)), key=lambda part: float(part.mean()))
-    low = min(0.0, float(v.min()))
-    noise = sqrt((best.var(ddof=1) + last.var(ddof=1)) / w)
-    fell = last.mean() - low < SAGGED * (best.mean() - low)
-    return bool(fell and best.mean() - last.mean() > noise * _quantile(NOISE, 2 * w - 2))
-
-
-def _quantile(z: float, freedom: int) -> float:
-    """Student's quantile for a normal one of z, by its expansion: of few rows even the spread is a guess.
-
-    >>> round(_quantile(3.0, 4), 1), round(_quantile(3.0, 1000), 1)
-    (6.0, 3.0)
-    """
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 def _lost(series: Series) -> bool:
@@ -233,6 +143,36 @@ def _early_stop(told: Mapping[str, Series]) -> Finding | None:
         return None
     verdict = Verdict.SILENT if "reward" in told else Verdict.COLLAPSED
     return _finding(verdict, "early_stop", told[LENGTH], found, [_driver(LENGTH, found, FEW_TOKENS)])
+
+
+def _abandoned(told: Mapping[str, Series]) -> Finding | None:
+    """Tools that were called and hardly are any more; a reward that did not fall with them pays for it."""
+    found = fall(told[CALLS].values) if CALLS in told else None
+    if found is None or not found.sure or found.before < CALLED or found.after > found.before / 10:
+        return None
+    verdict = Verdict.SILENT if "reward" in told else Verdict.COLLAPSED
+    return _finding(verdict, "tool_abandonment", told[CALLS], found, [_driver(CALLS, found, found.before / 2)])
+
+
+def _dipped(reward: Series) -> Finding | None:
+    """A reward that was lost for many rows and came back by itself."""
+    v, w = np.asarray(reward.values), window(len(reward.values))
+    means = np.convolve(v, np.ones(w) / w, "valid")
+    if w < 5 or means.size < 3 * w:
+        return None
+    at = w + int(np.argmin(means[w : -w or None]))
+    before, dip, low = v[:at], v[at : at + w], min(0.0, float(v.min()))
+    best = before[-3 * w :]
+    spread = sqrt(best.var(ddof=1) * (1 / best.size + 1 / w))
+    sure = best.mean() - dip.mean() > spread * quantile(SURE, best.size - 1)
+    back = means[-1] - low >= BACK * (best.mean() - low)
+    if not (sure and back and dip.max() - low < LOST * (best.mean() - low)):
+        return None
+    first = at
+    while first > 0 and v[first - 1] - low < LOST * (best.mean() - low):
+        first -= 1
+    found = Fall(first, float(best.mean()), float(dip.mean()), True)
+    return _finding(Verdict.RECOVERED, "reward_loss", reward, found, [_driver("reward", found, LOST * found.before)])
 
 
 def _locked(told: Mapping[str, Series]) -> Finding | None:

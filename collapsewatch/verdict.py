@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .course import LOST, WINDOW, Finding, Series, cut, judge, loss_before, watched, window
+from .course import LOST, Finding, judge, loss_before, watched
 from .curves import Curves
 from .detectors import FA_PER_10K, Detection, build, spec
 from .detectors.baseline import USABLE
 from .detectors.policy import CULPRIT, OUTCOMES
 from .detectors.streams import BAD_OUTCOMES, FAILURES
+from .levels import WINDOW, Series, cut, window
 from .records import Alarm, Driver, Event, StepRecord, Tier, Verdict
 
 MIN_STEPS = 5  # what the health check needs; a run that was shorter says nothing
@@ -141,7 +142,7 @@ def decide(trace: Trace) -> Judgement:
 def _onset(trace: Trace, alarm: Alarm) -> int:
     """When what the alarm tells began: the jump of its main rate, if one step made most of the change.
 
-    The detector dates back to the first excess over what was tolerated, which may have been a drift before it.
+    The detector's own is a mean over when its bets may have begun, and counts the drift before a jump.
     """
     series = trace.told.get(alarm.drivers[0].stream) if alarm.drivers else None
     if series is None:
@@ -150,7 +151,7 @@ def _onset(trace: Trace, alarm: Alarm) -> int:
     first = max(0, first - WINDOW)
     near = np.asarray(series.values[first : last + WINDOW])
     k = cut(near)
-    if k is None or not alarm.onset_step <= series.steps[first + k] <= alarm.step:
+    if k is None or series.steps[first + k] > alarm.step:
         return alarm.onset_step
     jump, change = near[k] - near[k - 1], near[k:].mean() - near[:k].mean()
     return series.steps[first + k] if jump >= change / 2 > 0 else alarm.onset_step

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collapsewatch.course import cut, fall, sagged
+from collapsewatch.levels import cut, fall, sagged
 from collapsewatch.records import Observation, StepRecord, Verdict
 from collapsewatch.verdict import Judgement, decide, replay
 
@@ -68,7 +68,7 @@ def test_a_lasting_loss_is_named_by_what_moved_first(kind: str) -> None:
 def test_a_loss_of_a_third_is_a_degradation_and_one_that_came_back_is_none() -> None:
     found = judged(reward=noisy((0.8, 25), (0.45, 25)))
     assert (found.verdict, found.kind, found.onset) == (Verdict.DEGRADED, "reward_loss", 130)
-    assert judged(reward=noisy((0.8, 20), (0.1, 6), (0.8, 24))).verdict is Verdict.HEALTHY
+    assert judged(reward=noisy((0.8, 20), (0.45, 10), (0.8, 20))).verdict is Verdict.HEALTHY
     masked = judged(reward=noisy((0.8, 50)), accuracy=noisy((0.8, 25), (0.45, 25)))
     assert (masked.verdict, masked.kind) == (Verdict.DEGRADED, "reward_masked")
 
@@ -116,6 +116,20 @@ def test_a_policy_locked_into_one_text_collapsed_unless_it_had_nothing_left_to_l
     assert (found.verdict, found.kind, found.onset, found.mover) == (Verdict.COLLAPSED, "lock_in", 155, "entropy")
     assert lock(noisy((0.5, 30), (1.0, 40), noise=0.01)).verdict is Verdict.HEALTHY
     assert lock([0.0] * 70).verdict is Verdict.DEAD  # it never lived
+
+
+def test_a_reward_that_was_lost_for_long_and_came_back_is_recovered() -> None:
+    found = judged(reward=noisy((0.8, 30), (0.02, 14), (0.75, 26)))
+    assert (found.verdict, found.kind, found.onset) == (Verdict.RECOVERED, "reward_loss", 155)
+    assert judged(reward=noisy((0.8, 30), (0.02, 3), (0.75, 26))).verdict is Verdict.HEALTHY
+    assert judged(reward=noisy((0.02, 30), (0.8, 30))).verdict is Verdict.HEALTHY
+
+
+def test_tools_that_are_hardly_called_any_more_are_a_silent_loss() -> None:
+    found = judged(reward=noisy((0.6, 20), (0.7, 9)), tools__call_frequency=noisy((2.5, 20), (0.1, 9)))
+    assert (found.verdict, found.kind, found.onset) == (Verdict.SILENT, "tool_abandonment", 105)
+    fewer = judged(reward=noisy((0.6, 20), (0.7, 20)), tools__call_frequency=noisy((2.5, 20), (1.2, 20)))
+    assert fewer.verdict is Verdict.HEALTHY
 
 
 def test_low_entropy_with_gradients_is_how_tool_agents_are() -> None:

@@ -21,7 +21,7 @@ PACKAGES = {
 }
 LAYERS = (
     "records plugins theme advice",
-    "formats structure detectors interventions journal combine curves words",
+    "formats structure detectors interventions journal combine curves levels words",
     "shares",
     "importers database probe measure supervisor course",
     "merge rows verdict",
