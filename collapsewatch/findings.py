@@ -144,5 +144,5 @@ def _tally(runs: Sequence[tuple[int, Verdict]]) -> str:
     for verdict in ORDER:
         seeds = [str(seed) for seed, own in runs if own is verdict]
         if seeds:
-            parts.append(f"{len(seeds)} {verdict} ({', '.join(seeds)})")
+            parts.append(f"{len(seeds)} {verdict} (seed {', '.join(seeds)})")
     return ", ".join(parts)

@@ -48,9 +48,9 @@ def print_summary(reports: Sequence[RunReport], console: Console) -> None:
         _print_run(r, names[id(r)], console)
     if len(told) > _PARAGRAPHS:
         _line(f"\n{len(told) - _PARAGRAPHS} more runs to look at: --html FILE and --json tell of all", console)
-    for r in read:
-        if r.structure and r.source != OWN:
-            print_structure(names[id(r)], r.structure, console)
+    texts = [(r, r.structure) for r in read if r.structure and r.source != OWN]
+    for r, structure in texts[:_PARAGRAPHS]:
+        print_structure(names[id(r)], structure, console)
     _print_notes(reports, read, names, console)
 
 

@@ -9,6 +9,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from collapsewatch.curves import Curves
 from collapsewatch.page import PageError, check_target, write_page
 from collapsewatch.page.markup import marked, tag
 from collapsewatch.records import Applied, Observation, RolloutRow, StepRecord, Structure, TurnRow
@@ -147,7 +149,7 @@ def test_several_runs_are_compared_and_linked(tmp_path: Path) -> None:
     (tmp_path / "cut" / "trainer_state.json").write_text('{"log_history": [')
     page = Page(written(tmp_path, analyze(tmp_path)))
     words = " ".join(page.text.split())
-    assert "1 of 3 runs broke" in words and "rl, 2 seeds: 1 collapsed (10), 1 healthy (2)" in words
+    assert "1 of 3 runs broke" in words and "rl, 2 seeds: 1 collapsed (seed 10), 1 healthy (seed 2)" in words
     assert "1 file could not be read" in words and "trainer_state.json" in words
     anchors = {a["href"] for a in page.all("a")} - {"https://arxiv.org/abs/2606.26027"}
     assert anchors == {"#top", "#run-1", "#run-2", "#run-3"} or len(anchors) == 4
@@ -206,6 +208,21 @@ def test_foreign_text_is_only_text(evil: str, tmp_path: Path) -> None:
         for trace in figure["data"]:
             assert "<" not in trace["name"] and "<b" not in trace["hovertemplate"]
     assert all(char.isprintable() or char in "\n\t" for char in page.text)
+
+
+@pytest.mark.parametrize("step", [1, 2**53])
+def test_numbers_at_the_edge_of_what_there_is_are_drawn(step: int, tmp_path: Path) -> None:
+    edges = [1.7976931348623157e308, -1.7976931348623157e308, 5e-324, math.inf, math.nan, 0.0]
+    drawn = Curves()
+    for i in range(60):
+        metrics = {"reward": edges[i % 6], "grad_norm": edges[(i + 2) % 6], "entropy": edges[i % 5]}
+        observed = (Observation("hazard", abs(edges[i % 6]), 8), Observation("truncated", i % 2, 8))
+        drawn.take(StepRecord(step + i * step, 0.0, metrics, observed))
+    (report,) = analyze(broken_run(tmp_path))
+    reports = [replace(report, curves=drawn.done(), steps=(step, 60 * step, 60))]
+    page = Page(written(tmp_path, [*reports, *reports]))
+    assert len(page.data) >= 4
+    assert not [svg for name, svg in page.tags if name == "polyline" and re.search("nan|inf", str(svg["points"]))]
 
 
 @given(st.text(), st.lists(st.text(min_size=1), max_size=3))

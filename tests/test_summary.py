@@ -80,7 +80,9 @@ def test_of_several_runs_it_says_which_broke_when_and_how(tmp_path: Path) -> Non
     assert rows[3][:3] == ["b/kl_seed2", "collapsed", "41"]
     for text in (wide, narrow):
         said = unfolded(text)
-        assert "3 runs: 2 collapsed, 1 healthy" in said and "kl, 2 seeds: 1 collapsed (1), 1 healthy (2)" in said
+        assert (
+            "3 runs: 2 collapsed, 1 healthy" in said and "kl, 2 seeds: 1 collapsed (seed 1), 1 healthy (seed 2)" in said
+        )
         assert said.count("try next") == 2 and said.count("not judged") == 1
         (line,) = (line for line in text.splitlines() if line.startswith("not read: "))
         assert str(tmp_path / "b" / "trainer_state.json") in line and "got broken JSON" in line

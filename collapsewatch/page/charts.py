@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from math import ceil, floor, log10
+from math import ceil, floor, isfinite, log10
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -270,4 +270,6 @@ def _around(steps: tuple[int | None, int | None, int]) -> list[float]:
 
 
 def _short(value: float) -> float:
-    return float(f"{value:.5g}")
+    """Five digits: more are not seen, and take their place in the file."""
+    rounded = float(f"{value:.5g}")
+    return rounded if isfinite(rounded) else value  # the largest number there is would be rounded up

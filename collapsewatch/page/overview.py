@@ -74,10 +74,10 @@ def sparkline(report: RunReport) -> Html | None:
     def x(step: int) -> float:
         return 1 + (_WIDTH - 2) * (step - first) / max(last - first, 1)
 
-    points = " ".join(
-        f"{x(step):.1f},{1 + (_HEIGHT - 2) * (high - value) / (high - low):.1f}"
-        for step, value in zip(curve.steps, curve.values, strict=True)
-    )
+    def y(value: float) -> float:
+        return 1 + (_HEIGHT - 2) * ((high / 2 - value / 2) / (high / 2 - low / 2))  # halves: no overflow
+
+    points = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in zip(curve.steps, curve.values, strict=True))
     onset = ""
     if report.onset_step is not None:
         at = f"{min(max(x(report.onset_step), 1), _WIDTH - 1):.1f}"
