@@ -203,7 +203,7 @@ def _one_answer(told: Mapping[str, Series]) -> Finding | None:
     if at < 3 or times < max(WINDOW, (len(series.values) - at) / 2) or length > median(series.values[:at]) / 2:
         return None
     onset = series.steps[at]
-    if not _alive(told, onset) or median(_since(told["reward_std"], onset) or [1.0]) > 0:
+    if not _alive(told, onset) or median(told["reward_std"].since(onset) or [1.0]) > 0:
         return None
     found = Fall(at, median(series.values[:at]), length, True)
     verdict = Verdict.SILENT if _solved(told, onset) else Verdict.COLLAPSED
@@ -217,11 +217,7 @@ def _alive(told: Mapping[str, Series], onset: int) -> bool:
 
 def _solved(told: Mapping[str, Series], onset: int) -> bool:
     low, high = min(0.0, *told["reward"].values), max(told["reward"].values)
-    return fmean(_since(told["reward"], onset) or [low]) - low >= CEILING * (high - low)
-
-
-def _since(series: Series, step: int) -> Sequence[float]:
-    return series.values[bisect_left(series.steps, step) :]
+    return fmean(told["reward"].since(onset) or [low]) - low >= CEILING * (high - low)
 
 
 def _driver(metric: str, found: Fall, limit: float) -> Driver:

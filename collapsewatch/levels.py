@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from math import inf, sqrt
 from typing import NamedTuple
@@ -24,6 +25,10 @@ class Series:
     def add(self, step: int, value: float) -> None:
         self.steps.append(step)
         self.values.append(value)
+
+    def since(self, step: int) -> Sequence[float]:
+        """The values from a step on."""
+        return self.values[bisect_left(self.steps, step) :]
 
     def __iter__(self) -> Iterator[tuple[int, float]]:
         return zip(self.steps, self.values, strict=True)
@@ -92,6 +97,17 @@ def sagged(values: Sequence[float]) -> bool:
     noise = sqrt((best.var(ddof=1) + last.var(ddof=1)) / w)
     fell = last.mean() - low < SAGGED * (best.mean() - low)
     return bool(fell and best.mean() - last.mean() > noise * quantile(NOISE, 2 * w - 2))
+
+
+def rose(values: Sequence[float]) -> bool:
+    """Is the last quarter above the first by more than noise?"""
+    v = np.asarray(values, dtype=np.float64)
+    w = v.size // 4
+    if w < 2:
+        return False
+    first, last = v[:w], v[-w:]
+    noise = sqrt((first.var(ddof=1) + last.var(ddof=1)) / w)
+    return bool(last.mean() - first.mean() > noise * quantile(NOISE, 2 * w - 2))
 
 
 def quantile(z: float, freedom: int) -> float:

@@ -18,7 +18,7 @@ from .detectors import FA_PER_10K, Detection, build, spec
 from .detectors.baseline import USABLE
 from .detectors.policy import CULPRIT, OUTCOMES
 from .detectors.streams import BAD_OUTCOMES, FAILURES
-from .levels import WINDOW, Series, cut, window
+from .levels import WINDOW, Series, cut, rose, window
 from .records import Alarm, Driver, Event, StepRecord, Tier, Verdict
 
 MIN_STEPS = 5  # what the health check needs; a run that was shorter says nothing
@@ -168,16 +168,16 @@ def _by_structure(trace: Trace) -> Judgement:
     began = median(trace.failure[:MIN_STEPS]) if trace.failure else None
     broken = (failing is not None and failing >= BROKEN) or (alarm is not None and _still(trace, alarm))
     never_sound = began is None or (began >= BROKEN and min(_medians(trace.failure)) >= BROKEN)
-    never_rewarded = reward is None or reward[1] <= NO_REWARD
-    if never_sound and never_rewarded and (began is not None or reward is not None):
+    if never_sound and (began is not None or reward is not None) and _never_rewarded(trace, reward):
         return Judgement(Verdict.DEAD, "broken_start", None, reward)
-    if alarm is None:
-        mending = failing is not None and began is not None and failing <= MENDED * began and (kept or 0.0) >= KEPT
-        if (
-            failing is not None and failing >= BROKEN and not mending
-        ):  # from the start: nothing rose, so nothing alarmed
+    if failing is not None and alarm is None:  # from the start: nothing rose, so nothing alarmed
+        mending = began is not None and failing <= MENDED * began and (kept or 0.0) >= KEPT
+        if failing >= BROKEN and not mending and not _learning(trace, trace.steps[0]):
             verdict = Verdict.SILENT if kept is None or kept >= KEPT else Verdict.COLLAPSED
             return Judgement(verdict, "broken_start", None, reward)
+    if alarm is None:
+        return Judgement(Verdict.HEALTHY, "", None, reward)
+    if kept is not None and kept >= KEPT and _learning(trace, alarm.onset_step):
         return Judgement(Verdict.HEALTHY, "", None, reward)
     if broken and kept is not None and kept >= KEPT:
         # The answers are right and do not end: the end of the turn is what was lost.
@@ -189,6 +189,29 @@ def _by_structure(trace: Trace) -> Judgement:
     if sound and (over or _back(trace, alarm)) and (kept is None or kept >= KEPT):
         return Judgement(Verdict.RECOVERED, alarm.kind, alarm, reward)
     return Judgement(Verdict.DEGRADED, alarm.kind, alarm, reward)
+
+
+def _never_rewarded(trace: Trace, reward: tuple[float, float, float] | None) -> bool:
+    """Did no rollout ever succeed? Where only penalties are given, rewards that rise or at least differ say no."""
+    if reward is None or reward[1] > NO_REWARD:
+        return reward is None
+    constant = max(trace.reward) - min(trace.reward) <= NO_REWARD
+    return constant or (bool(trace.failure) and not rose(trace.reward))
+
+
+def _learning(trace: Trace, since: int) -> bool:
+    """Does the reward go on rising, without a fall, since a step from which turns are cut off, and no more is wrong?
+
+    Then the limit is low, or answers get longer: nothing was lost.
+    """
+    reward, tails = trace.told.get("reward"), trace.tail.items()
+    wrong = {s for s, tail in tails if s in OUTCOMES and median(tail) >= min(spec(s).null.abs, SOUND)}
+    if reward is None or not wrong <= {"truncated"}:
+        return False
+    low, after = min(0.0, *reward.values), reward.since(since)
+    before = reward.values[: len(reward.values) - len(after)][-WINDOW:]
+    held = not before or fmean(after[:WINDOW]) - low >= KEPT * (fmean(before) - low)
+    return len(after) >= 2 * WINDOW and held and rose(after)
 
 
 def shares_verdict(record: StepRecord) -> tuple[Verdict, str, tuple[Driver, ...]]:

@@ -159,6 +159,22 @@ def test_a_reward_that_fell_shortly_before_the_structure_moved_first() -> None:
     assert (found.onset, found.mover) == (145, "reward") and found.alarm is not None
 
 
+def test_a_low_limit_is_no_failure_while_the_reward_rises() -> None:
+    rising = [0.3 + 0.4 * i / 60 + 0.03 * CHANCE.standard_normal() for i in range(60)]
+    assert judged(cut=[0.95] * 60, reward=rising).verdict is Verdict.HEALTHY
+    assert judged(cut=[0.0, 0.1, 0.3, 0.6] + [1.0] * 56, reward=rising).verdict is Verdict.HEALTHY
+    longer = [min(0.3, 0.01 + i / 180) for i in range(60)]
+    assert judged(cut=longer, reward=rising).verdict is Verdict.HEALTHY
+    lost = judged(cut=[0.02] * 60 + [1.0] * 20, reward=[*rising, *noisy((0.7, 20))])
+    assert (lost.verdict, lost.kind) == (Verdict.SILENT, "eos_loss")
+
+
+def test_where_only_penalties_are_given_a_run_may_live() -> None:
+    assert judged(reward=noisy((-1.5, 30), (-0.5, 30))).verdict is Verdict.HEALTHY
+    assert judged(reward=[-1.0] * 60).verdict is Verdict.DEAD
+    assert judged(cut=[1.0] * 60, reward=noisy((-1.0, 60))).verdict is Verdict.DEAD
+
+
 def test_a_run_that_starts_truncated_and_gets_better_is_healthy() -> None:
     rates = np.linspace(1.0, 0.5, 60).tolist()
     assert judged(cut=rates, reward=noisy((0.3, 30), (0.6, 30))).verdict is Verdict.HEALTHY
