@@ -126,6 +126,9 @@ def analyze(
         return analyze_all(paths, format=chat_format, names=known)
 
     for reports, changed in followed(paths, judge) if follow else [(judge(), True)]:
+        if not reports:
+            typer.echo("no run yet, waiting for one; Ctrl-C ends it", err=True)
+            continue
         if html:
             write_page(reports, html, chat_format)
         if changed and as_json:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from .report import ReportError, RunReport
 
@@ -17,13 +18,14 @@ _SHARE = 4  # times as long as judging took is waited before the next: it takes 
 def follow(paths: Sequence[Path], judge: Callable[[], list[RunReport]]) -> Iterator[tuple[list[RunReport], bool]]:
     """The reports of `judge`, and again after anything below `paths` has grown; endless.
 
-    With them comes whether a verdict changed: another verdict, kind or onset, or another run. What cannot be
-    read for a moment, because it is being replaced, is read at the next look.
+    With them comes whether a verdict changed: another verdict, kind or onset, or another run. Before the first
+    run is there, there are no reports, once. What cannot be read for a moment, because it is being replaced, is
+    read at the next look.
 
     Raises:
-        ReportError: nothing can be judged at the start.
+        ReportError: a path does not exist at the start, or no file at it can be judged.
     """
-    shown: object = None
+    shown: list[Any] | None = None
     state: object = None
     while True:
         now = _state(paths)
@@ -32,12 +34,12 @@ def follow(paths: Sequence[Path], judge: Callable[[], list[RunReport]]) -> Itera
             try:
                 reports = judge()
             except ReportError:
-                if shown is None:
+                if shown is None and not all(path.is_dir() for path in paths):
                     raise
                 reports = []
             state = now
             verdicts = [(r.path, r.name, r.verdict, r.kind, r.onset_step) for r in reports]
-            if reports:
+            if reports or shown is None:
                 yield reports, verdicts != shown
                 shown = verdicts
             time.sleep(_SHARE * (time.monotonic() - began))

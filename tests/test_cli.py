@@ -128,6 +128,7 @@ def test_help_is_quick_to_load() -> None:
         (["demo", "--seed", "one"], "--seed"),
         (["demo", "--seed", "-1"], "--seed"),
         (["analyze", "x", "--fail-on", "never"], "got 'never', expected one of collapsed, degraded"),
+        (["analyze", "x", "--follow"], "no such path"),
         (["analyze", "x", "--map", "rewards"], "--map: got 'rewards', expected COLUMN=NAME"),
         (["analyze", "x", "--map", "r=rewrad"], "did you mean 'reward'?"),
         (["analyze", "x", "--aliases", "nowhere"], "No such file or directory"),
@@ -349,9 +350,10 @@ def test_a_followed_log_is_judged_again_when_it_grows(logdir: Path, tmp_path: Pa
                 row = {"step": step, "reward": 0.8, "completions/clipped_ratio": 0.95 if step > 40 else 0.01}
                 file.write(json.dumps(row) + "\n")
 
-    write(1, 41)
     watching = start(tmp_path, "analyze", log.parent, "--follow", "--json", "--fail-on", "collapsed")
     assert watching.stdout is not None and watching.stderr is not None
+    assert watching.stderr.readline().startswith("no run yet")
+    write(1, 41)
     assert strict(watching.stdout.readline())["runs"][0]["verdict"] == "healthy"
     write(41, 45)
     write(45, 81)
