@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+HUGE = 1e100  # sums of squares stay finite below it
 WINDOW = 10  # rows that make "at the end": long enough for a mean to outvote a freak batch
 SAGGED = 0.7  # of the best quarter: less, beyond noise, is a loss
 NOISE = 3.0  # standard errors between two quarters
@@ -17,14 +18,15 @@ SURE = 5.0  # standard errors between best and end: the best of many windows is 
 
 
 class Series:
-    """One metric over the steps that tell it."""
+    """One metric over the steps that tell it; a value whose square is none any more tells nothing."""
 
     def __init__(self) -> None:
         self.steps, self.values = array("q"), array("d")
 
     def add(self, step: int, value: float) -> None:
-        self.steps.append(step)
-        self.values.append(value)
+        if abs(value) < HUGE:
+            self.steps.append(step)
+            self.values.append(value)
 
     def since(self, step: int) -> Sequence[float]:
         """The values from a step on."""

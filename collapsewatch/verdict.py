@@ -18,7 +18,7 @@ from .detectors import FA_PER_10K, Detection, build, spec
 from .detectors.baseline import USABLE
 from .detectors.policy import CULPRIT, OUTCOMES
 from .detectors.streams import BAD_OUTCOMES, FAILURES
-from .levels import WINDOW, Series, cut, rose, window
+from .levels import HUGE, WINDOW, Series, cut, rose, window
 from .records import Alarm, Driver, Event, StepRecord, Tier, Verdict
 
 MIN_STEPS = 5  # what the health check needs; a run that was shorter says nothing
@@ -57,7 +57,7 @@ def replay(records: Iterable[StepRecord], events: Iterable[Event] = (), fa_per_1
         trace.steps.append(record.step)
         trace.curves.take(record)
         reward = record.metrics.get("reward")
-        if reward is not None and isfinite(reward):
+        if reward is not None and abs(reward) < HUGE:
             trace.reward.append(reward)
         for name, value in record.metrics.items():
             if watched(name) and isfinite(value):

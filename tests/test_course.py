@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -169,6 +170,11 @@ def test_a_low_limit_is_no_failure_while_the_reward_rises() -> None:
     assert (lost.verdict, lost.kind) == (Verdict.SILENT, "eos_loss")
 
 
+def test_values_without_squares_tell_nothing() -> None:
+    found = judged(reward=[1.7e308, -1.7e308, math.nan, math.inf] * 10 + noisy((0.8, 40)), grad_norm=[1.7e308] * 80)
+    assert (found.verdict, found.reward) == (Verdict.HEALTHY, pytest.approx((0.8, 0.8, 0.8), abs=0.05))
+
+
 def test_where_only_penalties_are_given_a_run_may_live() -> None:
     assert judged(reward=noisy((-1.5, 30), (-0.5, 30))).verdict is Verdict.HEALTHY
     assert judged(reward=[-1.0] * 60).verdict is Verdict.DEAD
@@ -181,7 +187,7 @@ def test_a_run_that_starts_truncated_and_gets_better_is_healthy() -> None:
     assert judged(cut=[0.8] * 60, reward=noisy((0.6, 60))).verdict is Verdict.SILENT
 
 
-@given(st.lists(st.floats(-1e6, 1e6), max_size=60))
+@given(st.lists(st.floats(-1e100, 1e100), max_size=60))
 def test_no_values_are_too_odd(values: list[float]) -> None:
     found = fall(values)
     assert found is None or (2 <= found.at < len(values) - 1 and found.before > found.after)
