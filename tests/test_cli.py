@@ -340,7 +340,7 @@ def test_a_full_disk_is_one_line(command: Command, logdir: Path) -> None:
     assert Path("/dev/full").is_char_device()
 
 
-def test_a_followed_log_is_judged_again_when_it_grows(logdir: Path, tmp_path: Path) -> None:
+def test_a_followed_log_is_judged_again_when_it_grows(tmp_path: Path) -> None:
     log = tmp_path / "run" / "train.jsonl"
     log.parent.mkdir()
 
@@ -350,23 +350,31 @@ def test_a_followed_log_is_judged_again_when_it_grows(logdir: Path, tmp_path: Pa
                 row = {"step": step, "reward": 0.8, "completions/clipped_ratio": 0.95 if step > 40 else 0.01}
                 file.write(json.dumps(row) + "\n")
 
-    watching = start(tmp_path, "analyze", log.parent, "--follow", "--json", "--fail-on", "collapsed")
-    assert watching.stdout is not None and watching.stderr is not None
-    assert watching.stderr.readline().startswith("no run yet")
-    write(1, 41)
-    assert strict(watching.stdout.readline())["runs"][0]["verdict"] == "healthy"
-    write(41, 45)
-    write(45, 81)
-    out, err = watching.communicate(timeout=60)
-    assert strict(out.splitlines()[-1])["runs"][0]["verdict"] == "silent"
-    assert (watching.returncode, err) == (3, "")
+    with start(tmp_path, "analyze", log.parent, "--follow", "--json", "--fail-on", "collapsed") as watching:
+        try:
+            assert watching.stdout is not None and watching.stderr is not None
+            assert watching.stderr.readline().startswith("no run yet")
+            write(1, 41)
+            assert strict(watching.stdout.readline())["runs"][0]["verdict"] == "healthy"
+            write(41, 45)
+            write(45, 81)
+            out, err = watching.communicate(timeout=60)
+            assert strict(out.splitlines()[-1])["runs"][0]["verdict"] == "silent"
+            assert (watching.returncode, err) == (3, "")
+        finally:
+            watching.kill()
 
-    watching = start(tmp_path, "analyze", log.parent, "--follow")
-    assert watching.stdout is not None
-    assert "silent" in watching.stdout.readline()
-    watching.send_signal(signal.SIGINT)
-    _, err = watching.communicate(timeout=60)
-    assert (watching.returncode, err) == (130, "interrupted\n")
+
+def test_following_ends_by_an_interrupt(logdir: Path, tmp_path: Path) -> None:
+    with start(tmp_path, "analyze", logdir / "broken", "--follow") as watching:
+        try:
+            assert watching.stdout is not None
+            assert "collapsed" in watching.stdout.readline()
+            watching.send_signal(signal.SIGINT)
+            _, err = watching.communicate(timeout=60)
+            assert (watching.returncode, err) == (130, "interrupted\n")
+        finally:
+            watching.kill()
 
 
 def test_untrusted_transcripts_reach_the_terminal_as_visible_text(command: Command, tmp_path: Path) -> None:
