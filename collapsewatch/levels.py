@@ -92,7 +92,7 @@ def sagged(values: Sequence[float]) -> bool:
     """
     v = np.asarray(values, dtype=np.float64)
     w = v.size // 4
-    if w < 2:
+    if w < 3:  # of two rows nobody knows the spread
         return False
     last, best = v[-w:], max((v[i * w : (i + 1) * w] for i in range(3)), key=lambda part: float(part.mean()))
     low = min(0.0, float(v.min()))

@@ -177,7 +177,8 @@ def _by_structure(trace: Trace) -> Judgement:
             return Judgement(verdict, "broken_start", None, reward)
     if alarm is None:
         return Judgement(Verdict.HEALTHY, "", None, reward)
-    if kept is not None and kept >= KEPT and _learning(trace, alarm.onset_step):
+    sound = failing is None or failing < SOUND
+    if kept is not None and kept >= KEPT and (_learning(trace, alarm.onset_step) or (sound and _chance(trace))):
         return Judgement(Verdict.HEALTHY, "", None, reward)
     if broken and kept is not None and kept >= KEPT:
         # The answers are right and do not end: the end of the turn is what was lost.
@@ -185,7 +186,6 @@ def _by_structure(trace: Trace) -> Judgement:
         return Judgement(Verdict.SILENT, kind, alarm, reward)
     if broken or (kept is not None and kept < LOST):
         return Judgement(Verdict.COLLAPSED, alarm.kind, alarm, reward)
-    sound = failing is None or failing < SOUND
     if sound and (over or _back(trace, alarm)) and (kept is None or kept >= KEPT):
         return Judgement(Verdict.RECOVERED, alarm.kind, alarm, reward)
     return Judgement(Verdict.DEGRADED, alarm.kind, alarm, reward)
@@ -197,6 +197,18 @@ def _never_rewarded(trace: Trace, reward: tuple[float, float, float] | None) -> 
         return reward is None
     constant = max(trace.reward) - min(trace.reward) <= NO_REWARD
     return constant or (bool(trace.failure) and not rose(trace.reward))
+
+
+def _chance(trace: Trace) -> bool:
+    """Were all alarms about a few rows with many turns cut off, as small batches have by chance, and equal rewards?"""
+    loud = [alarm for alarm in trace.alarms if alarm.tier is Tier.ALARM]
+    cut_off, reward = trace.told.get("truncated"), trace.told.get("reward")
+    only = all(a.detector == "hard_limit" and {d.stream for d in a.drivers} == {"truncated"} for a in loud)
+    if not only or cut_off is None or reward is None:
+        return False
+    rows = {step for step, level in cut_off if level >= BROKEN}
+    then, low = [value for step, value in reward if step in rows], min(0.0, *reward.values)
+    return len(rows) < MIN_STEPS and bool(then) and fmean(then) - low >= KEPT * (median(reward.values) - low)
 
 
 def _learning(trace: Trace, since: int) -> bool:

@@ -175,6 +175,13 @@ def test_values_without_squares_tell_nothing() -> None:
     assert (found.verdict, found.reward) == (Verdict.HEALTHY, pytest.approx((0.8, 0.8, 0.8), abs=0.05))
 
 
+def test_two_small_batches_of_long_answers_are_chance_unless_the_reward_fell_with_them() -> None:
+    rates = [0.0, 0.25, 0.0, 0.0] * 10 + [0.5, 0.75] + [0.0, 0.25] * 12
+    assert judged(cut=rates, reward=noisy((0.6, len(rates)))).verdict is Verdict.HEALTHY
+    fell = judged(cut=rates, reward=noisy((0.6, 40), (0.02, 2), (0.6, 24)))
+    assert (fell.verdict, fell.kind) == (Verdict.RECOVERED, "length_runaway")
+
+
 def test_where_only_penalties_are_given_a_run_may_live() -> None:
     assert judged(reward=noisy((-1.5, 30), (-0.5, 30))).verdict is Verdict.HEALTHY
     assert judged(reward=[-1.0] * 60).verdict is Verdict.DEAD

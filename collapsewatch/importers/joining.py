@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ from statistics import fmean
 from ..records import Observation, StepRecord
 from .base import Imported
 
+_SEED = re.compile(r"(?:seed|(?<![a-z])s)[-_=]?(\d+)", re.IGNORECASE)
 _GAP = 3  # logged rows that may be missing between two pieces: what a crash did not write any more
 
 
@@ -69,6 +71,7 @@ def _begun(run: Imported, others: Sequence[Imported]) -> int | None:
         for i, other in enumerate(others)
         if (other.source, other.dated) == (run.source, True)
         and other.path != run.path
+        and not _other_seed(run.path.name, other.path.name)
         and len(other.records) > 1
         and other.records[0].step < first <= other.records[-1].step + _GAP * _stride(other)
         and other.records[-1].step < last
@@ -88,6 +91,12 @@ def _continued(begun: Imported, rest: Imported) -> Imported:
     fault = f"{rest.path.name}: goes on with {begun.path.name} at step {first}"
     unmapped = tuple(sorted({*begun.unmapped, *rest.unmapped}))
     return replace(begun, records=records, unmapped=unmapped, faults=(*begun.faults, *rest.faults, fault))
+
+
+def _other_seed(a: str, b: str) -> bool:
+    """Do two names say two seeds?"""
+    seeds = [_SEED.search(name) for name in (a, b)]
+    return len({seed[1] for seed in seeds if seed}) == 2
 
 
 def _alike(a: str, b: str) -> int:
