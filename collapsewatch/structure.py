@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .formats import format_named
 from .records import Call, Classified, Stop, Structure
+from .schemas import accepts
 
 if TYPE_CHECKING:
     from .formats.body import Found
@@ -110,6 +111,7 @@ class Parsed:
     wreck: list[str] = field(default_factory=list)  # bodies of calls that did not parse
     body: list[str] = field(default_factory=list)  # of the call that is open, as pieces
     ended: str = ""  # the end marker
+    untyped: bool = False  # the syntax states no types: an argument may have been meant as the string it was
 
     def open(self) -> None:
         """A call begins."""
@@ -197,7 +199,7 @@ def judge(parsed: Parsed, stop: Stop, tools: Tools | None = None) -> Classified:
         defects -= parsed.unfinished | {Reason.UNCLOSED_CALL, Reason.UNCLOSED_THINK, Reason.NO_ANSWER}
         defects.add(Reason.TRUNCATED)
     if tools is not None:
-        defects |= _misused(parsed.calls, tools)
+        defects |= _misused(parsed.calls, tools, parsed.untyped)
     if defects:
         structure, reason = Structure.POLLUTED, min(defects, key=_RANK.__getitem__)
     else:
@@ -235,8 +237,8 @@ def _loops(text: str) -> bool:
     )
 
 
-def _misused(calls: Iterable[Call], tools: Tools) -> set[Reason]:
-    """What is wrong with well-formed calls, held against the tools on offer."""
+def _misused(calls: Iterable[Call], tools: Tools, untyped: bool) -> set[Reason]:
+    """What is wrong with well-formed calls, held against the tools on offer; `untyped` as in `Parsed`."""
     schemas: dict[str, Mapping[str, Any]] = {}
     for tool in tools:
         function: Mapping[str, Any] = {"name": tool} if isinstance(tool, str) else tool.get("function", tool)
@@ -245,49 +247,6 @@ def _misused(calls: Iterable[Call], tools: Tools) -> set[Reason]:
     for call in calls:
         if call.name not in schemas:
             wrong.add(Reason.UNKNOWN_TOOL)
-        elif not _conforms(call.arguments, schemas[call.name]):
+        elif not accepts(schemas[call.name], call.arguments, untyped):
             wrong.add(Reason.WRONG_ARGUMENT)
     return wrong
-
-
-_TYPES: dict[str, tuple[type, ...]] = {
-    "string": (str,),
-    "integer": (int,),
-    "number": (int, float),
-    "boolean": (bool,),
-    "array": (list,),
-    "object": (dict,),
-    "null": (type(None),),
-}
-
-
-def _conforms(value: Any, schema: Any) -> bool:
-    """Does `value` keep to the part of JSON Schema that tool schemas use? Unknown keywords and types pass.
-
-    Stricter than JSON Schema in one point: a property that is not declared is wrong unless
-    `additionalProperties` allows it, because an invented argument is an error of the call.
-    """
-    if not isinstance(schema, Mapping):
-        return True
-    kinds = schema.get("type", ())
-    kinds = (kinds,) if isinstance(kinds, str) else kinds
-    if kinds and not any(_is_a(value, kind) for kind in kinds):
-        return False
-    if "enum" in schema and value not in schema["enum"]:
-        return False
-    if "anyOf" in schema and not any(_conforms(value, option) for option in schema["anyOf"]):
-        return False
-    if isinstance(value, list):
-        return all(_conforms(item, schema.get("items")) for item in value)
-    if not isinstance(value, dict) or "properties" not in schema:
-        return True
-    declared, extra = schema["properties"], schema.get("additionalProperties", False)
-    return all(name in value for name in schema.get("required", ())) and all(
-        _conforms(item, declared[name]) if name in declared else bool(extra) for name, item in value.items()
-    )
-
-
-def _is_a(value: Any, kind: str) -> bool:
-    if isinstance(value, bool):  # a bool is an int in Python, not in JSON
-        return kind == "boolean" or kind not in _TYPES
-    return kind not in _TYPES or isinstance(value, _TYPES[kind])

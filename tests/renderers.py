@@ -31,7 +31,7 @@ class Family:
     arguments: Strategy  # dicts
     thinks: bool = True  # has reasoning blocks
     parallel: bool = True
-    template: str = ""  # of TRL's shipped chat templates, where there is one
+    templates: tuple[str, ...] = ()  # of those that TRL ships
 
     @property
     def calls(self) -> Strategy:
@@ -184,6 +184,15 @@ def react(calls: Sequence[Call], prose: str, thought: str | None) -> Parts:
     return [*parts, "<|im_end|>", ""]
 
 
+def react_plain(calls: Sequence[Call], prose: str, thought: str | None) -> Parts:
+    parts = react(calls, prose, thought)
+    for call in calls:
+        (given,) = call.arguments.values()
+        parts[parts.index("Action Input:") + 1] = f" {given}\n"
+    return parts
+
+
+PLAIN = free_text("react").filter(lambda text: text == text.strip() != "" and text[0] not in "{[")
 QUERY = free_text("react").filter(lambda query: query == query.strip() != "").map(lambda query: {"query": query})
 
 
@@ -319,6 +328,13 @@ def llama4_tokens(calls: Sequence[Call], prose: str, thought: str | None) -> Par
     return [prose, "<|python_start|>", f"[{', '.join(map(python_call, calls))}]", "<|python_end|>", "", "<|eom|>", ""]
 
 
+def lfm2(calls: Sequence[Call], prose: str, thought: str | None) -> Parts:
+    parts = [prose] if thought is None else ["", "<think>", thought, "</think>", prose]
+    if calls:
+        parts += ["<|tool_call_start|>", f"[{', '.join(map(python_call, calls))}]", "<|tool_call_end|>", ""]
+    return [*parts, "<|im_end|>", ""]
+
+
 def olmo3(calls: Sequence[Call], prose: str, thought: str | None) -> Parts:
     parts = [""] if thought is None else ["", "<think>", thought, "</think>", "\n"]
     parts[-1] += prose
@@ -375,27 +391,28 @@ def phi4_mini_functools(calls: Sequence[Call], prose: str, thought: str | None) 
 
 
 FAMILIES: dict[str, Family] = {
-    "hermes": Family(hermes, free_text("hermes", min_size=1), json_arguments("hermes"), template="qwen3.jinja"),
-    "qwen3_coder": Family(qwen3_coder, TAG_NAME, tagged_arguments(), template="qwen3_6.jinja"),
-    "gemma": Family(gemma, GEMMA_NAME, gemma_arguments(), template="gemma4_v5.jinja"),
+    "hermes": Family(hermes, free_text("hermes", min_size=1), json_arguments("hermes"), templates=("qwen2_5", "qwen3")),
+    "qwen3_coder": Family(qwen3_coder, TAG_NAME, tagged_arguments(), templates=("qwen3_6", "nemotron_3_nano")),
+    "gemma": Family(gemma, GEMMA_NAME, gemma_arguments(), templates=("gemma4_v5",)),
     "gemma/function": Family(function_gemma, GEMMA_NAME, gemma_arguments(), thinks=False),
     "react": Family(react, REACT_NAME, json_arguments("react"), parallel=False),
+    "react/plain": Family(react_plain, REACT_NAME, PLAIN.map(lambda text: {"input": text}), parallel=False),
     "react/tags": Family(search_r1, st.just("search"), QUERY, parallel=False),
     "deepseek_v3": Family(
         deepseek(fenced=True),
         name_text("deepseek_v3"),
         json_arguments("deepseek_v3"),
-        template="deepseekv3_training.jinja",
+        templates=("deepseekv3_training",),
     ),
     "deepseek_v31": Family(deepseek(fenced=False), name_text("deepseek_v31"), json_arguments("deepseek_v31")),
     "deepseek_v32": Family(dsml, name_text("deepseek_v32"), json_arguments("deepseek_v32", name_text("deepseek_v32"))),
     "kimi_k2": Family(kimi_k2, name_text("kimi_k2"), json_arguments("kimi_k2")),
-    "glm4": Family(glm4, name_text("glm4"), tagged_arguments(GLM_KEY, GLM_TEXT), template="glm4moe.jinja"),
+    "glm4": Family(glm4, name_text("glm4"), tagged_arguments(GLM_KEY, GLM_TEXT), templates=("glm4moe",)),
     "glm4/47": Family(glm47, name_text("glm4"), tagged_arguments(GLM_KEY, GLM_TEXT)),
     # One call in a turn: the token that ends it is a stop token.
-    "gpt_oss": Family(gpt_oss, GPT_OSS_NAME, json_arguments("gpt_oss"), parallel=False, template="gptoss.jinja"),
+    "gpt_oss": Family(gpt_oss, GPT_OSS_NAME, json_arguments("gpt_oss"), parallel=False, templates=("gptoss",)),
     "llama3": Family(
-        llama3, UNESCAPED, json_arguments("llama3"), thinks=False, parallel=False, template="llama3_2.jinja"
+        llama3, UNESCAPED, json_arguments("llama3"), thinks=False, parallel=False, templates=("llama3_2",)
     ),
     "llama3/several": Family(llama3, UNESCAPED, json_arguments("llama3"), thinks=False),
     "llama3/builtin": Family(
@@ -404,6 +421,7 @@ FAMILIES: dict[str, Family] = {
     "llama4": Family(llama4, DASHED, json_arguments("llama4", IDENTIFIER), thinks=False),
     "llama4/tokens": Family(llama4_tokens, DASHED, json_arguments("llama4", IDENTIFIER), thinks=False),
     "olmo3": Family(olmo3, DASHED, json_arguments("olmo3", IDENTIFIER)),
+    "lfm2": Family(lfm2, DASHED, json_arguments("lfm2", IDENTIFIER), templates=("lfm2_v2",)),
     "bracket": Family(bracket, st.from_regex(SPACED, fullmatch=True), json_arguments("bracket", IDENTIFIER)),
     "mistral": Family(mistral, MISTRAL_NAME, json_arguments("mistral")),
     "mistral/list": Family(mistral_list, free_text("mistral", min_size=1), json_arguments("mistral"), thinks=False),

@@ -12,7 +12,7 @@ from collapsewatch import format_for
 from collapsewatch.formats import FORMATS, format_named
 from collapsewatch.formats.detect import bind
 from collapsewatch.plugins import UnknownPlugin
-from tests.test_formats import byte_tokenizer
+from tests.renderers import byte_tokenizer
 
 EVERY = sorted({marker.text for name in FORMATS for marker in format_named(name).markers})
 
@@ -28,12 +28,14 @@ SHIPPED = [
     ("qwen3_8", "qwen3_coder", True),
     ("nemotron_3_nano", "qwen3_coder", True),
     ("nemotron_3_ultra", "qwen3_coder", True),
-    ("deepseekv3", "deepseek_v3", False),
+    ("deepseekv3", "deepseek_v3", True),
     ("glm4moe", "glm4", False),
     ("gptoss", "gpt_oss", False),
     ("llama3_1", "llama3", False),
     ("llama3_2", "llama3", False),
     ("gemma4", "gemma", False),
+    ("lfm2_v2", "lfm2", False),
+    ("lfm2_2_5", "lfm2", False),
 ]
 
 
@@ -72,6 +74,12 @@ def test_without_calls_in_the_template_the_vocabulary_decides_and_it_is_said(tem
     assert found.name == "hermes" and len(found.notes) == 1 and said in found.notes[0]
     with pytest.raises(ValueError, match="no control token of any format"):
         format_for(with_template(template, ["<other>"]))
+
+
+@pytest.mark.parametrize(("template", "name"), [("phi3", "phi4_mini"), ("gemma3", "gemma")])
+def test_without_calls_in_the_template_the_end_of_a_reply_counts(template: str, name: str) -> None:
+    found = format_for(with_template(shipped(template)))  # all markers of all formats are in the vocabulary
+    assert found.name == name and "writes no tool calls" in found.notes[0]
 
 
 def test_a_call_that_no_format_reads_is_refused_with_what_it_looks_like() -> None:

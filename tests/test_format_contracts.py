@@ -203,10 +203,12 @@ def model_turn(reader: Tokens, prompt: str, whole: str) -> tuple[Classified, boo
     return checked(bound.classify_ids(own, "eos")), found.alive[0].tolist() == mask
 
 
-@pytest.mark.parametrize("family", [family for family, row in FAMILIES.items() if row.template])
+@pytest.mark.parametrize(("family", "shipped"), [(f, name) for f, row in FAMILIES.items() for name in row.templates])
 @settings(max_examples=25, deadline=None)
 @given(st.data(), st.sampled_from(["", "Let me look."]), st.sampled_from(["", "I need two facts."]))
-def test_what_a_template_renders_is_legal(family: str, data: st.DataObject, content: str, thought: str) -> None:
+def test_what_a_template_renders_is_legal(
+    family: str, shipped: str, data: st.DataObject, content: str, thought: str
+) -> None:
     from jinja2 import TemplateError
 
     row, reader = FAMILIES[family], tokens(format_of(family), "all")
@@ -215,7 +217,7 @@ def test_what_a_template_renders_is_legal(family: str, data: st.DataObject, cont
 
     def render(messages: Sequence[object], more: bool) -> str:
         text = reader.tokenizer.apply_chat_template(
-            messages, chat_template=template(row.template), tokenize=False, add_generation_prompt=more
+            messages, chat_template=template(shipped), tokenize=False, add_generation_prompt=more
         )
         return str(text)
 
@@ -232,10 +234,11 @@ def test_what_a_template_renders_is_legal(family: str, data: st.DataObject, cont
     except TemplateError:  # one that takes content or reasoning beside calls, but not both
         assume(False)
     judged, legal = model_turn(reader, render(asked, True), whole)
-    assert stated(sorted(judged.calls, key=repr)) == stated(sorted(calls, key=repr)) and legal
+    assert sorted(stated(judged.calls)) == sorted(stated(calls)) and legal
     around = content and not reader.bound.format.preamble
     assert judged.reason in (("text_around_call", "ok") if around else ("ok",))
-    dialogue = [*asked, said, *told]
+    # gpt-oss drops what was said before a call once there is an answer: then the prompt would be no prefix.
+    dialogue = [*asked, {**said, "content": ""}, *told]
     judged, legal = model_turn(reader, render(dialogue, True), render([*dialogue, reply], False))
     assert (judged.structure, judged.reason, legal) == ("response", "ok", True)
 
@@ -245,7 +248,7 @@ def template(name: str) -> str:
     spec = importlib.util.find_spec("trl")
     if spec is None or spec.origin is None:
         pytest.skip("trl, which ships the templates, is not installed")
-    return (Path(spec.origin).parent / "chat_templates" / name).read_text()
+    return (Path(spec.origin).parent / "chat_templates" / f"{name}.jinja").read_text()
 
 
 @pytest.mark.parametrize("name", FORMATS)

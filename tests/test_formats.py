@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,23 +10,9 @@ from hypothesis import strategies as st
 from collapsewatch.formats import FORMATS, format_named
 from collapsewatch.formats.base import AFTER, BoundFormat
 from collapsewatch.records import SLOTS, Slot
+from tests.renderers import byte_tokenizer
 
 HERMES = format_named("hermes")
-
-
-def byte_tokenizer(markers: list[str]) -> Any:
-    """A byte-level tokenizer in which each of `markers` is one token, after `<unk>` at id 0."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = [("Ċ", "Ċ"), ("{", '"'), ("Ġ", "Ġ")]
-    words = ["<unk>", *alphabet, *("".join(pair) for pair in merges)]
-    core = Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, merges, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    core.add_tokens([AddedToken(m, special=m.startswith("<|"), normalized=False) for m in markers])
-    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
 
 
 ALL = [marker.text for marker in HERMES.markers]
@@ -197,46 +178,6 @@ def test_any_ids_are_judged(ids: list[int]) -> None:
     assert judged.structure.healthy == (judged.reason == "ok")
     if judged.structure.healthy:  # what the structure calls healthy, the slots call legal
         assert BOUND.slots([ids], [[True] * len(ids)]).alive[0, -1]
-
-
-def template(name: str) -> str:
-    """A Qwen chat template as TRL ships it."""
-    spec = importlib.util.find_spec("trl")
-    if spec is None or spec.origin is None:
-        pytest.skip("trl, which ships the templates, is not installed")
-    return (Path(spec.origin).parent / "chat_templates" / name).read_text()
-
-
-names = st.text("abcdefg_", min_size=1, max_size=6)
-values = st.text(max_size=5) | st.integers() | st.lists(st.booleans(), max_size=2)
-some_calls = st.lists(st.tuples(names, st.dictionaries(names, values, max_size=3)), min_size=1, max_size=3)
-
-
-@pytest.mark.parametrize("name", ["qwen2_5.jinja", "qwen3.jinja"])
-@settings(max_examples=25, deadline=None)
-@given(some_calls, st.sampled_from(["", "Let me look."]), st.sampled_from(["", "I need two facts."]))
-def test_what_a_template_renders_is_legal(
-    name: str, calls: list[tuple[str, dict[str, Any]]], content: str, thought: str
-) -> None:
-    called = [{"type": "function", "function": {"name": n, "arguments": a}} for n, a in calls]
-    messages = [
-        {"role": "user", "content": "What is it?"},
-        {"role": "assistant", "content": content, "reasoning_content": thought, "tool_calls": called},
-        {"role": "tool", "content": json.dumps({"found": 3})},
-        {"role": "assistant", "content": "It is 3, as far as I can see."},
-    ]
-    text = TOKENIZER.apply_chat_template(messages, chat_template=template(name), tokenize=False)
-    ids, mask = encode(text), []
-    opener, own = encode("<|im_start|>assistant\n"), False
-    for at, token in enumerate(ids):  # the model writes from an assistant header to the end of the turn
-        mask.append(own)
-        own = token != ID["<|im_end|>"] and (own or ids[at - len(opener) + 1 : at + 1] == opener)
-    found = BOUND.slots([ids], [mask])
-    assert found.alive[0].tolist() == mask
-    first, second = (BOUND.classify_ids(ids[begin:end]) for begin, end in BOUND.turns(mask, ids))
-    assert [(call.name, call.arguments) for call in first.calls] == calls
-    assert first.reason == ("text_around_call" if content else "ok")
-    assert (second.structure, second.reason) == ("response", "ok")
 
 
 def test_a_format_binds_to_any_duck() -> None:

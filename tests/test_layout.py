@@ -20,7 +20,7 @@ PACKAGES = {
     "dashboards": "collapsewatch.dashboards",
 }
 LAYERS = (
-    "records plugins theme advice",
+    "records plugins schemas theme advice",
     "formats structure detectors interventions journal combine curves levels words",
     "shares",
     "importers database probe measure supervisor course",

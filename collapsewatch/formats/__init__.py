@@ -1,9 +1,9 @@
 """Chat formats: the control tokens, slots and parser of each model family.
 
 To add one: write `formats/<name>.py` with a subclass of `formats.base.ChatFormat` that sets `name`, `markers`
-and `legal` and defines `body` (the text of one call to a `Call` or a `Reason`); override `parse` only where
-calls do not stand between an opening and a closing marker. Then add its line to `FORMATS`: the contract tests
-run over that table. A format outside this package needs no line: name it `pkg.mod:Class`.
+and `follow` and defines `calls` (what stands between the markers of a call, to `Found` or a `Reason`). Then add
+its line to `FORMATS`, and to `FAMILIES` in `tests/renderers.py` how its family writes a turn: the contract tests
+run over both. A format outside this package needs no line: name it `pkg.mod:Class`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ FORMATS: dict[str, str] = {
     "llama3": "collapsewatch.formats.llama3:Llama3",
     "llama4": "collapsewatch.formats.llama4:Llama4",
     "olmo3": "collapsewatch.formats.olmo3:Olmo3",
+    "lfm2": "collapsewatch.formats.lfm2:Lfm2",
     "bracket": "collapsewatch.formats.bracket:Bracket",
     "mistral": "collapsewatch.formats.mistral:Mistral",
     "granite": "collapsewatch.formats.granite:Granite",

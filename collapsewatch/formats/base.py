@@ -46,6 +46,8 @@ class ChatFormat(ABC):
     """May prose stand before the first call? After a call it never may."""
     single: ClassVar[bool] = False
     """Does a turn hold one call, or one list of calls, only?"""
+    untyped: ClassVar[bool] = False
+    """Does the syntax state no types, so that `42` may be meant as a number or as text?"""
     implicit: ClassVar[str] = ""
     """Where a call begins in text that has no marker before it: an ASCII regular expression, empty for never."""
     bare: ClassVar[re.Pattern[str]] = BARE_JSON
@@ -79,7 +81,7 @@ class ChatFormat(ABC):
 
         `thinking`: the prompt has opened the reasoning block that the turn begins in.
         """
-        parsed, state = Parsed(), "think" if thinking else "text"
+        parsed, state = Parsed(untyped=self.untyped), "think" if thinking else "text"
         for index, piece in enumerate(pieces):
             state = self._mark(parsed, state, piece) if index % 2 else self._read(parsed, state, piece)
         if state != "end":

@@ -38,16 +38,22 @@ def format_for(tokenizer: Any, **template: Any) -> BoundFormat:
 
     A dialogue of sentinels is rendered, and the format that reads the call back is taken; of several, the one
     with most markers in the vocabulary. Without a template, or with one that leaves tool calls out, the
-    vocabulary alone decides. What could not be found is said in `missing` (markers that are no single tokens)
-    and `notes`. `template`: options of the chat template, such as `enable_thinking`.
+    vocabulary decides, first among the formats that end a reply as the template does. What could not be found
+    is said in `missing` (markers that are no single tokens) and `notes`. `template`: options of the chat
+    template, such as `enable_thinking`.
 
     Raises:
         ValueError: no listed format reads what the template writes, or the vocabulary has no format's tokens.
     """
-    core = getattr(tokenizer, "tokenizer", tokenizer)
-    known = [(format_named(name), core.get_vocab()) for name in FORMATS]
-    by_vocab = sorted(known, key=lambda pair: -sum(text in pair[1] for text in pair[0].role))
-    formats = [chat_format for chat_format, vocab in by_vocab if any(text in vocab for text in chat_format.role)]
+    vocab = getattr(tokenizer, "tokenizer", tokenizer).get_vocab()
+    said = _render(tokenizer, [_ASK, {"role": "assistant", "content": _TOLD}], template).rpartition(_TOLD)[2]
+
+    def known(chat_format: ChatFormat) -> tuple[bool, int]:
+        """Does it end a reply as the template does, and how many of its markers are in the vocabulary?"""
+        ended = [chat_format.role[marker] == "end" for marker in chat_format.split(said)[1:2]]
+        return ended == [True], sum(text in vocab for text in chat_format.role)
+
+    formats = sorted((f for f in map(format_named, FORMATS) if known(f)[1]), key=known, reverse=True)
     shown = ""
     for text, begin in _rendered_calls(tokenizer, template):
         for chat_format in formats:

@@ -49,6 +49,7 @@ class Glm4(NamedCalls):
         "divide": ("divide close", "divide"),
         "close": ("open end", "open end"),
     }
+    untyped: ClassVar[bool] = True
     shape: ClassVar[re.Pattern[str]] = re.compile(r"(?P<name>[\w.-]{1,64})\s{0,8}(?=<arg_key>|</tool_call>)")
 
     def calls(self, body: Sequence[str]) -> Found | Reason:

@@ -29,6 +29,7 @@ class Qwen3Coder(Hermes):
 
     name: ClassVar[str] = "qwen3_coder"
     preamble: ClassVar[bool] = True
+    untyped: ClassVar[bool] = True
     bare: ClassVar[re.Pattern[str]] = re.compile(r"<function=[^<>\s]{1,256}>")
 
     def calls(self, body: Sequence[str]) -> Found | Reason:

@@ -18,6 +18,7 @@ _LOOSE = re.compile(r"Action[ \t*\d]{0,8}:[ \t*]*([^\n*]+)[\s*]*(?:Action[ \t*\d
 class React(ChatFormat):
     """`Action: NAME`, `Action Input: {...}`; or `<search>query</search>`, a call of `search` with one `query`.
 
+    Input that does not begin as JSON is the one argument `input`.
     A turn makes one call or gives its answer: behind `Final Answer:`, or in `<answer>`; with neither it is
     no action at all. What stands before `Action:` or `Final Answer:` is reasoning. Observations are written by
     the environment alone. The end markers are those of ChatML and of Llama 3.
@@ -64,11 +65,14 @@ class React(ChatFormat):
     def calls(self, body: Sequence[str]) -> Found | Reason:
         if len(body) != 3:
             return Reason.INVALID_SYNTAX
-        name, decoded = body[0].strip(), json_value(body[2])
+        name, given = body[0].strip(), body[2].strip()
         if not name:
             return Reason.MISSING_NAME
         if "\n" in name or ":" in name:  # of a label that is broken in two, half would be a name
             return Reason.INVALID_SYNTAX
+        if given and given[0] not in "{[":
+            return Found((Call(name, {"input": given}),))
+        decoded = json_value(given)
         if decoded is None:
             return Reason.INVALID_JSON
         value, rest = decoded

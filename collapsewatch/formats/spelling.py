@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 # A quote without its partner runs to the end, and repeats are possessive: one pass in all.
 _BRACKETS = re.compile(rb"""("|')(?:(?!\1)[^\\]|\\.)*+(?:\1|\\?\Z)|[\[{(]|[\]})]""", re.DOTALL)
+# Input that is no bracketed value (ReAct's) may end anywhere.
+_PLAIN_INPUT = re.compile(rb"\s*[^\s\[{]")
 # Control tokens amid spelled text: 0xff is in no UTF-8, the private planes are in no text.
 _SIGN, _PLANE = 0xFF, 0x100000
 _PRIVATE = re.compile(f"[{chr(_PLANE)}-{chr(_PLANE + 0xFFFF)}]")
@@ -97,7 +99,8 @@ class Spelling:
         """Begin and end of the calls in `data[at:end]`, which stands behind a marker of `role`."""
         text, offset = data[at:end], 0
         if loose:
-            offset = balanced(text, 0)
+            plain = _PLAIN_INPUT.match(text) if role == "divide" else None
+            offset = plain.end() if plain else balanced(text, 0)
             if offset < 0:
                 return
             yield at + offset - 1, at + offset, "close", False
