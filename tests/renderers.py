@@ -392,7 +392,7 @@ def phi4_mini_functools(calls: Sequence[Call], prose: str, thought: str | None) 
 
 FAMILIES: dict[str, Family] = {
     "hermes": Family(hermes, free_text("hermes", min_size=1), json_arguments("hermes"), templates=("qwen2_5", "qwen3")),
-    "qwen3_coder": Family(qwen3_coder, TAG_NAME, tagged_arguments(), templates=("qwen3_6", "nemotron_3_nano")),
+    "qwen3_coder": Family(qwen3_coder, TAG_NAME, tagged_arguments(), templates=("qwen3_6", "qwen3_5_nothink")),
     "gemma": Family(gemma, GEMMA_NAME, gemma_arguments(), templates=("gemma4_v5",)),
     "gemma/function": Family(function_gemma, GEMMA_NAME, gemma_arguments(), thinks=False),
     "react": Family(react, REACT_NAME, json_arguments("react"), parallel=False),

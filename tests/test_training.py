@@ -18,7 +18,7 @@ from collapsewatch.report import analyze
 from collapsewatch.verdict import replay
 
 pytestmark = pytest.mark.slow
-STEPS = 27
+STEPS = 40  # whose courses differ from machine to machine: the collapse, and a rescue after it, have time in each
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def supervised(trained: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def sane(trained: Callable[..., Path]) -> Path:
-    return trained("sane", learning_rate=1e-4)
+    return trained("sane", learning_rate=1e-4, steps=25)
 
 
 def read(folder: Path) -> tuple[list[StepRecord], list[Alarm], Run]:
