@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -25,14 +24,6 @@ from collapsewatch.records import Applied, Observation, RolloutRow, StepRecord, 
 from collapsewatch.report import RunReport, analyze
 from collapsewatch.store import Store
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-dev-shm-usage",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--no-first-run",
-]
 SHOTS = Path(__file__).parents[1] / "test-output"
 CALL = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call><|im_end|>'
 EVIL = [
@@ -263,17 +254,6 @@ def test_what_stood_there_stands_until_the_new_page_is_whole(tmp_path: Path, mon
     write_page(reports, page)
     assert page.read_text().startswith("<!doctype html>") and page.stat().st_mode & 0o777 == 0o640
     assert sorted(path.name for path in tmp_path.iterdir()) == ["logs", "page.html"]
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no chromium on PATH (Debian: apt-get install chromium)")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 def visit(chromium: Any, path: Path, width: int = 1440, scheme: str = "light") -> tuple[Any, list[str]]:
