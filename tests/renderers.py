@@ -96,7 +96,9 @@ def reads_as_json(text: str) -> bool:
 
 # A tag of the syntax ends a value; a value without a type is a string only where it is no other JSON; and line
 # breaks end a name.
-TAGGED = free_text("qwen3_coder").filter(lambda text: not any(c in text for c in "<>") and not reads_as_json(text))
+TAGGED = free_text("qwen3_coder").filter(
+    lambda text: not any(c in text for c in "<>") and not reads_as_json(text) and text not in ("True", "False", "None")
+)
 TAG_NAME = TAGGED.filter(lambda text: text.strip() and "\n" not in text)
 
 
@@ -392,7 +394,9 @@ def phi4_mini_functools(calls: Sequence[Call], prose: str, thought: str | None) 
 
 FAMILIES: dict[str, Family] = {
     "hermes": Family(hermes, free_text("hermes", min_size=1), json_arguments("hermes"), templates=("qwen2_5", "qwen3")),
-    "qwen3_coder": Family(qwen3_coder, TAG_NAME, tagged_arguments(), templates=("qwen3_6", "qwen3_5_nothink")),
+    "qwen3_coder": Family(
+        qwen3_coder, TAG_NAME, tagged_arguments(), templates=("qwen3_6", "qwen3_5_nothink", "nemotron_3_nano")
+    ),
     "gemma": Family(gemma, GEMMA_NAME, gemma_arguments(), templates=("gemma4_v5",)),
     "gemma/function": Family(function_gemma, GEMMA_NAME, gemma_arguments(), thinks=False),
     "react": Family(react, REACT_NAME, json_arguments("react"), parallel=False),

@@ -17,14 +17,16 @@ _PARAMETER = re.compile(r"\s*<parameter=([^<>\n]+)>(.*?)</parameter>", re.DOTALL
 _CLOSER = re.compile(r"\s*</function>\s*\Z")
 _LOOSE_CALL = re.compile(r"<function=([^<>\n]+)>(.*?)(?:</function>|\Z)", re.DOTALL)
 _LOOSE_PARAMETER = re.compile(r"<parameter=([^<>\n]+)>(.*?)(?:</parameter>|(?=<parameter=)|\Z)", re.DOTALL)
+# What the templates before Qwen3.6 make of scalars.
+_PYTHON = {"True": True, "False": False, "None": None}
 
 
 class Qwen3Coder(Hermes):
     """`<tool_call>\\n<function=NAME>\\n<parameter=KEY>\\nVALUE\\n</parameter>\\n</function>\\n</tool_call>`.
 
     The markers and their order are those of Hermes; the tags within a call are ordinary text. A value has no
-    type: it is the JSON value it states, else a string, less one line break at either end. The prompt of these
-    families allows prose before a call and forbids it after.
+    type: it is the JSON value it states (or Python's True, False or None), else a string, less one line break
+    at either end. The prompt of these families allows prose before a call and forbids it after.
     """
 
     name: ClassVar[str] = "qwen3_coder"
@@ -46,18 +48,19 @@ class Qwen3Coder(Hermes):
             # A tag inside a value is what a lost closing tag looks like.
             if key in arguments or "<parameter=" in value or "<function=" in value or "</function>" in value:
                 return Reason.INVALID_SYNTAX
-            arguments[key] = untyped(_trimmed(value))
+            arguments[key] = _value(value)
             at = parameter.end()
         return Found((Call(opener[1], arguments),)) if _CLOSER.match(text, at) else Reason.INVALID_SYNTAX
 
     def salvage(self, text: str) -> list[Call]:
         return [
-            Call(name, {key: untyped(_trimmed(value)) for key, value in _LOOSE_PARAMETER.findall(inside)})
+            Call(name, {key: _value(value) for key, value in _LOOSE_PARAMETER.findall(inside)})
             for name, inside in _LOOSE_CALL.findall(text[:65_536])
             if name.strip()
         ]
 
 
-def _trimmed(value: str) -> str:
-    """A value without the one line break that the template puts at either end."""
-    return value.removeprefix("\n").removesuffix("\n")
+def _value(text: str) -> Any:
+    """A value, without the one line break that the template puts at either end."""
+    stated = text.removeprefix("\n").removesuffix("\n")
+    return _PYTHON[stated] if stated in _PYTHON else untyped(stated)
