@@ -18,8 +18,8 @@ from typing import Any
 from .detectors import FA_PER_10K, Detection, build
 from .queries import open_run
 from .records import Alarm, Applied, Event, StepRecord, Tier
+from .replay import judged
 from .store import Store
-from .verdict import judged
 
 _log = logging.getLogger(__name__)
 

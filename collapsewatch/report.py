@@ -17,9 +17,10 @@ from .formats import format_named
 from .importers import Imported, Unreadable
 from .importers.base import Options
 from .records import Alarm, Driver, Event, Verdict
+from .replay import Trace, replay
 from .samples import Sample, rollouts
 from .shares import Shares, tabulate
-from .verdict import Trace, decide, not_judged, replay, shares_verdict
+from .verdict import decide, not_judged, shares_verdict
 from .words import token_of
 
 OWN = "collapsewatch"

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from math import exp, isfinite
+from collections.abc import Sequence
 from statistics import fmean, median
 from typing import NamedTuple
 
 import numpy as np
 
-from .course import LOST, Finding, judge, loss_before, watched
-from .curves import Curves
-from .detectors import FA_PER_10K, Detection, build, spec
+from .course import LOST, Finding, judge, loss_before
+from .detectors import spec
 from .detectors.baseline import USABLE
 from .detectors.policy import CULPRIT, OUTCOMES
 from .detectors.streams import BAD_OUTCOMES, FAILURES
-from .levels import HUGE, WINDOW, Series, cut, rose, window
-from .records import Alarm, Driver, Event, StepRecord, Tier, Verdict
+from .levels import WINDOW, cut, rose, window
+from .records import Alarm, Driver, StepRecord, Tier, Verdict
+from .replay import Trace
 
 MIN_STEPS = 5  # what the health check needs; a run that was shorter says nothing
 BROKEN = 0.5  # share of failed outcomes from which on structure counts as lost: the hard limit's
@@ -28,79 +25,6 @@ KEPT = 0.8  # of the best reward: that much at the end is a run whose reward sho
 MENDED = 2 / 3  # of the broken share at the start: a run that came so far with its reward intact is learning
 NO_REWARD = 0.01  # a best window below it: no rollout ever succeeded
 TOUCHED = 0.1  # share of broken turns, in a transcript without steps, that is more than slips
-
-
-@dataclass(slots=True)
-class Trace:
-    """What one pass over the records leaves."""
-
-    steps: list[int] = field(default_factory=list)
-    failure: list[float] = field(default_factory=list)  # structural failure rate of the records that tell one
-    reward: list[float] = field(default_factory=list)
-    tail: dict[str, deque[float]] = field(default_factory=dict)  # last levels per stream, as the detector reads
-    counts: dict[str, int] = field(default_factory=dict)
-    alarms: list[Alarm] = field(default_factory=list)
-    movers: dict[int, str] = field(default_factory=dict)  # by the step of the alarm
-    told: dict[str, Series] = field(default_factory=dict)  # the watched metrics, and the rates that detectors read
-    curves: Curves = field(default_factory=Curves)
-
-
-def replay(records: Iterable[StepRecord], events: Iterable[Event] = (), fa_per_10k: float = FA_PER_10K) -> Trace:
-    """Read a run from its start with the monitor's own detection; stored alarms are not looked at."""
-    detection = Detection(build(fa_per_10k=fa_per_10k))
-    trace = Trace()
-    for record, alarms in judged(detection, records, events):
-        for alarm in alarms:
-            trace.alarms.append(alarm)
-            if alarm.tier is Tier.ALARM:
-                trace.movers[alarm.step] = detection.first_mover()
-        trace.steps.append(record.step)
-        trace.curves.take(record)
-        reward = record.metrics.get("reward")
-        if reward is not None and abs(reward) < HUGE:
-            trace.reward.append(reward)
-        for name, value in record.metrics.items():
-            if watched(name) and isfinite(value):
-                trace.told.setdefault(name, Series()).add(record.step, value)
-        levels: dict[str, float] = {}
-        for o in record.observations:
-            if isfinite(o.value):
-                levels[o.stream] = 1 - exp(-o.value) if spec(o.stream).kind == "hazard" else o.value
-        for stream, level in levels.items():
-            trace.tail.setdefault(stream, deque(maxlen=WINDOW)).append(level)
-            trace.counts[stream] = trace.counts.get(stream, 0) + 1
-            if stream in OUTCOMES:
-                trace.told.setdefault(stream, Series()).add(record.step, level)
-        if BAD_OUTCOMES & levels.keys():
-            trace.failure.append(_failure_rate(levels))
-    return trace
-
-
-def judged(
-    detection: Detection, records: Iterable[StepRecord], events: Iterable[Event]
-) -> Iterator[tuple[StepRecord, list[Alarm]]]:
-    """Each record with the alarm rows it raises; marks among the events act where they acted live."""
-    marks = deque(sorted((e for e in events if e.name == "mark"), key=lambda e: e.step))
-    for record in records:
-        # A mark carries the step of the last record before it: it acts on what comes after.
-        while marks and marks[0].step < record.step:
-            _mark(detection, marks.popleft())
-        yield record, detection.update(record)[0]
-    for mark in marks:
-        _mark(detection, mark)
-
-
-def _mark(detection: Detection, mark: Event) -> None:
-    detection.mark_event(mark.step, mark.detail)
-
-
-def _failure_rate(levels: dict[str, float]) -> float:
-    """The share of outcomes that failed structurally: the worst way to fail counts."""
-    ways = [levels.get("polluted", 0.0) + levels.get("collapsed", 0.0)]
-    ways += [levels.get(s, 0.0) for s in ("empty", "repeated", "truncated")]
-    if "polluted" not in levels:  # a broken call pollutes its turn; its share of the calls alone may be of one call
-        ways.append(levels.get("parse_failure", 0.0))
-    return max(ways)
 
 
 class Judgement(NamedTuple):

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from collapsewatch.levels import cut, fall, sagged
 from collapsewatch.records import Observation, StepRecord, Verdict
-from collapsewatch.verdict import Judgement, decide, replay
+from collapsewatch.replay import replay
+from collapsewatch.verdict import Judgement, decide
 
 CHANCE = np.random.default_rng(0)
 LENGTH, CALLS = "completions/mean_length", "tools/call_frequency"

@@ -24,9 +24,10 @@ from collapsewatch.records import (
     TurnRow,
     Verdict,
 )
+from collapsewatch.replay import replay
 from collapsewatch.report import ReportError, analyze, analyze_all, to_json
 from collapsewatch.store import Store
-from collapsewatch.verdict import decide, replay
+from collapsewatch.verdict import decide
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 CALL = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'

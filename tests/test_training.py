@@ -14,8 +14,8 @@ import pytest
 
 from collapsewatch.queries import Run, open_run
 from collapsewatch.records import Alarm, StepRecord, Tier
+from collapsewatch.replay import replay
 from collapsewatch.report import analyze
-from collapsewatch.verdict import replay
 
 pytestmark = pytest.mark.slow
 STEPS = 40  # whose courses differ from machine to machine: the collapse, and a rescue after it, have time in each
