@@ -208,8 +208,8 @@ def search_r1(calls: Sequence[Call], prose: str, thought: str | None) -> Parts:
 
 
 def name_text(name: str) -> Strategy:
-    """Names that stand outside the JSON: nothing but their end is marked, so they are one line without brackets."""
-    return free_text(name).filter(lambda text: text == text.strip() != "" and not set(text) & set('\r\n{}[]()<>"'))
+    """Names that stand outside the JSON: nothing but their end is marked, so they are one word without brackets."""
+    return free_text(name, min_size=1).filter(lambda text: text.split() == [text] and not set(text) & set('{}[]()<>"'))
 
 
 def deepseek(fenced: bool) -> Callable[[Sequence[Call], str, str | None], Parts]:
@@ -293,9 +293,6 @@ def gpt_oss(calls: Sequence[Call], prose: str, thought: str | None) -> Parts:
     return messages(own)
 
 
-GPT_OSS_NAME = name_text("gpt_oss").filter(lambda name: not any(c.isspace() for c in name))
-
-
 # The template writes names without escapes.
 UNESCAPED = free_text("llama3", min_size=1).filter(lambda name: dumps(name) == f'"{name}"')
 
@@ -330,11 +327,25 @@ def llama4_tokens(calls: Sequence[Call], prose: str, thought: str | None) -> Par
     return [prose, "<|python_start|>", f"[{', '.join(map(python_call, calls))}]", "<|python_end|>", "", "<|eom|>", ""]
 
 
+def llama4_json(calls: Sequence[Call], prose: str, thought: str | None) -> Parts:
+    if not calls:
+        return llama4(calls, prose, thought)
+    stated = [dumps({"name": call.name, "parameters": call.arguments}) for call in calls]
+    return [prose, "<|python_start|>", "", "<|python_end|>", "".join(stated), "<|eot|>", ""]
+
+
 def lfm2(calls: Sequence[Call], prose: str, thought: str | None) -> Parts:
     parts = [prose] if thought is None else ["", "<think>", thought, "</think>", prose]
     if calls:
         parts += ["<|tool_call_start|>", f"[{', '.join(map(python_call, calls))}]", "<|tool_call_end|>", ""]
     return [*parts, "<|im_end|>", ""]
+
+
+def lfm2_json(calls: Sequence[Call], prose: str, thought: str | None) -> Parts:
+    parts = lfm2(calls, prose, thought)
+    if calls:
+        parts[parts.index("<|tool_call_start|>") + 1] = json_list(calls)
+    return parts
 
 
 def olmo3(calls: Sequence[Call], prose: str, thought: str | None) -> Parts:
@@ -395,7 +406,10 @@ def phi4_mini_functools(calls: Sequence[Call], prose: str, thought: str | None) 
 FAMILIES: dict[str, Family] = {
     "hermes": Family(hermes, free_text("hermes", min_size=1), json_arguments("hermes"), templates=("qwen2_5", "qwen3")),
     "qwen3_coder": Family(
-        qwen3_coder, TAG_NAME, tagged_arguments(), templates=("qwen3_6", "qwen3_5_nothink", "nemotron_3_nano")
+        qwen3_coder,
+        name_text("qwen3_coder"),
+        tagged_arguments(),
+        templates=("qwen3_6", "qwen3_5_nothink", "nemotron_3_nano"),
     ),
     "gemma": Family(gemma, GEMMA_NAME, gemma_arguments(), templates=("gemma4_v5",)),
     "gemma/function": Family(function_gemma, GEMMA_NAME, gemma_arguments(), thinks=False),
@@ -414,7 +428,7 @@ FAMILIES: dict[str, Family] = {
     "glm4": Family(glm4, name_text("glm4"), tagged_arguments(GLM_KEY, GLM_TEXT), templates=("glm4moe",)),
     "glm4/47": Family(glm47, name_text("glm4"), tagged_arguments(GLM_KEY, GLM_TEXT)),
     # One call in a turn: the token that ends it is a stop token.
-    "gpt_oss": Family(gpt_oss, GPT_OSS_NAME, json_arguments("gpt_oss"), parallel=False, templates=("gptoss",)),
+    "gpt_oss": Family(gpt_oss, name_text("gpt_oss"), json_arguments("gpt_oss"), parallel=False, templates=("gptoss",)),
     "llama3": Family(
         llama3, UNESCAPED, json_arguments("llama3"), thinks=False, parallel=False, templates=("llama3_2",)
     ),
@@ -424,8 +438,10 @@ FAMILIES: dict[str, Family] = {
     ),
     "llama4": Family(llama4, DASHED, json_arguments("llama4", IDENTIFIER), thinks=False),
     "llama4/tokens": Family(llama4_tokens, DASHED, json_arguments("llama4", IDENTIFIER), thinks=False),
+    "llama4/json": Family(llama4_json, UNESCAPED, json_arguments("llama4"), thinks=False),
     "olmo3": Family(olmo3, DASHED, json_arguments("olmo3", IDENTIFIER)),
     "lfm2": Family(lfm2, DASHED, json_arguments("lfm2", IDENTIFIER), templates=("lfm2_v2",)),
+    "lfm2/json": Family(lfm2_json, free_text("lfm2", min_size=1), json_arguments("lfm2")),
     "bracket": Family(bracket, st.from_regex(SPACED, fullmatch=True), json_arguments("bracket", IDENTIFIER)),
     "mistral": Family(mistral, MISTRAL_NAME, json_arguments("mistral")),
     "mistral/list": Family(mistral_list, free_text("mistral", min_size=1), json_arguments("mistral"), thinks=False),

@@ -67,6 +67,42 @@ def test_what_is_no_token_is_said() -> None:
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 
 
+def dialogue(header: str, call: str, end: str, prompt: str = "") -> str:
+    """A chat template in miniature, as these families write it."""
+    called = f"{{% set f = m.tool_calls[0].function %}}{call}"
+    told = f"{{% if m.tool_calls %}}{called}{{% else %}}{{{{ m.content }}}}{{% endif %}}"
+    asked = f"{{% if add_generation_prompt %}}{header.replace('m.role', repr('assistant'))}{prompt}{{% endif %}}"
+    return f"{{% for m in messages %}}{header}{told}{end}{{% endfor %}}{asked}"
+
+
+STATED = "{{ {'name': f.name, 'parameters': f.arguments} | tojson }}"
+LISTED = "[{{ {'name': f.name, 'arguments': f.arguments} | tojson }}]"
+V31 = (
+    "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>{{ f.name }}<｜tool▁sep｜>{{ f.arguments | tojson }}<｜tool▁call▁end｜>"
+)
+LLAMA4 = dialogue(
+    "<|header_start|>{{ m.role }}<|header_end|>\n\n", f"<|python_start|><|python_end|>{STATED}", "<|eot|>"
+)
+GRANITE = dialogue("<|start_of_role|>{{ m.role }}<|end_of_role|>", f"<|tool_call|>{LISTED}", "<|end_of_text|>\n")
+THINKS = dialogue(
+    "<｜Assistant｜>", f"</think>{V31}<｜tool▁calls▁end｜>", "<｜end▁of▁sentence｜>", prompt="<think>"
+)  # history holds but the end of the block that the prompt opens
+
+
+@pytest.mark.parametrize(
+    ("template", "name", "thinking"),
+    [(LLAMA4, "llama4", False), (GRANITE, "granite", False), (THINKS, "deepseek_v31", True)],
+)
+def test_templates_with_a_turn_of_their_own_are_read(template: str, name: str, thinking: bool) -> None:
+    found = format_for(with_template(template))
+    assert (found.name, found.thinking, found.notes) == (name, thinking, ())
+
+
+def test_another_familys_vocabulary_does_not_outweigh_the_template() -> None:
+    llama3 = [marker.text for marker in format_named("llama3").markers]
+    assert format_for(with_template(CHATML, [*llama3, "<|im_end|>"])).name == "hermes"
+
+
 @pytest.mark.parametrize(("template", "said"), [(CHATML, "writes no tool calls"), (None, "is absent")])
 def test_without_calls_in_the_template_the_vocabulary_decides_and_it_is_said(template: Any, said: str) -> None:
     tokenizer = with_template(template, ["<tool_call>", "</tool_call>", "<|im_start|>", "<|im_end|>"])

@@ -46,12 +46,14 @@ class ChatFormat(ABC):
     """May prose stand before the first call? After a call it never may."""
     single: ClassVar[bool] = False
     """Does a turn hold one call, or one list of calls, only?"""
+    plain: ClassVar[bool] = False
+    """May a call that no marker closes end in input that is no bracketed value?"""
     untyped: ClassVar[bool] = False
     """Does the syntax state no types, so that `42` may be meant as a number or as text?"""
     implicit: ClassVar[str] = ""
     """Where a call begins in text that has no marker before it: an ASCII regular expression, empty for never."""
     bare: ClassVar[re.Pattern[str]] = BARE_JSON
-    """What a call that has lost its markers looks like in prose."""
+    """What a call that has lost its markers looks like in prose, beside the JSON that any family may fall back to."""
 
     def __init__(self) -> None:
         self.role = {marker.text: marker.role for marker in self.markers}
@@ -96,7 +98,7 @@ class ChatFormat(ABC):
             parsed.defects.add(Reason.TEXT_AROUND_CALL)
         if any(self._is_broken(text) for text in parsed.prose):
             parsed.defects.add(Reason.BROKEN_MARKER)
-        if any(self.bare.search(text) for text in parsed.prose):
+        if any(self.bare.search(text) or BARE_JSON.search(text) for text in parsed.prose):
             parsed.defects.add(Reason.BARE_CALL)
         if parsed.wreck or Reason.BARE_CALL in parsed.defects:
             parsed.recovered = sum(len(self.salvage(text)) for text in (*parsed.wreck, *parsed.prose))

@@ -10,7 +10,12 @@ from typing import Any, NamedTuple
 from ..records import Call
 from ..structure import Reason
 
-BARE_JSON = re.compile(r'\{\s*"name"\s*:\s*"[^"]*"\s*,\s*"(?:arguments|parameters)"\s*:')
+_GIVEN = r'"(?:arguments|parameters)"\s*:'
+# Its two keys in either order; the type that OpenAI's form states may stand before them.
+BARE_JSON = re.compile(
+    r'\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?'
+    rf'(?:"name"\s*:\s*"[^"]*"\s*,\s*{_GIVEN}|{_GIVEN}\s*\{{[^{{}}]*+\}}\s*,\s*"name"\s*:)'
+)
 _OBJECT = re.compile(r'\{\s*"')
 _TRIES, _WINDOW = 64, 65_536  # places in one text, and characters of it, from which a call is tried to be saved
 _BLANK = " \t\n\r"

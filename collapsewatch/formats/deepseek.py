@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from ..records import Call
-from ..structure import Reason
+from ..structure import Parsed, Reason
 from .base import Found, Marker
 from .body import json_value, untyped
 from .named import NamedCalls, name_problem, named_call
@@ -121,6 +121,13 @@ class DeepSeekV32(NamedCalls):
                 return Reason.INVALID_JSON
             arguments[value[1]] = decoded[0]
         return Found((Call(named[1].strip(), arguments),))
+
+    def parse(self, pieces: Sequence[str], thinking: bool = False) -> Parsed:
+        parsed = super().parse(pieces, thinking)
+        sections = {marker[-11:] for marker in pieces[1::2] if self.role[marker].startswith("section")}
+        if len(sections) > 1:
+            parsed.defects.add(Reason.STRAY_CLOSE)
+        return parsed
 
     def salvage(self, text: str) -> list[Call]:
         found = _LOOSE_CALL.findall(text[:65_536])

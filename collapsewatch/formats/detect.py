@@ -48,12 +48,16 @@ def format_for(tokenizer: Any, **template: Any) -> BoundFormat:
     vocab = getattr(tokenizer, "tokenizer", tokenizer).get_vocab()
     said = _render(tokenizer, [_ASK, {"role": "assistant", "content": _TOLD}], template).rpartition(_TOLD)[2]
 
-    def known(chat_format: ChatFormat) -> tuple[bool, int]:
-        """Does it end a reply as the template does, and how many of its markers are in the vocabulary?"""
-        ended = [chat_format.role[marker] == "end" for marker in chat_format.split(said)[1:2]]
-        return ended == [True], sum(text in vocab for text in chat_format.role)
+    def known(chat_format: ChatFormat) -> tuple[int, bool, int]:
+        """Does it end a reply as the template does: 2, by its first end marker, 1, by another; are its calls', and
+        how many of its markers, in the vocabulary?"""
+        ends = [text for text, role in chat_format.role.items() if role == "end"]
+        ended = chat_format.split(said)[1:2]
+        opens = any(text in vocab for text, role in chat_format.role.items() if role in ("open", "prefix"))
+        found = sum(text in vocab for text in chat_format.role)
+        return sum(ended == [end] for end in (*ends[:1], *ends)), opens, found if opens else min(found, 1)
 
-    formats = sorted((f for f in map(format_named, FORMATS) if known(f)[1]), key=known, reverse=True)
+    formats = sorted((f for f in map(format_named, FORMATS) if known(f)[-1]), key=known, reverse=True)
     shown = ""
     for text, begin in _rendered_calls(tokenizer, template):
         for chat_format in formats:
@@ -148,6 +152,9 @@ def _reads(chat_format: ChatFormat, text: str, begin: int) -> bool:
     before = [chat_format.role[piece] for piece in pieces[1:first:2]]
     turn = pieces[first:]
     stops = [i for i in range(1, len(turn), 2) if chat_format.role[turn[i]] == "end"]
-    parsed = chat_format.parse(turn[: stops[0] + 1] if stops else turn, before[-1:] == ["think_open"])
+    # History may hold but the end of the block that the prompt opens (DeepSeek-V3.1, GLM-4.7).
+    closes = not turn[0].strip() and [chat_format.role[piece] for piece in turn[1:2]] == ["think_close"]
+    opened = closes or before[-1:] == ["think_open"]
+    parsed = chat_format.parse([*turn[: stops[0] + 1], ""] if stops else turn, opened)
     judged = judge(parsed, "unknown")
     return judged.structure is Structure.TOOL_CALL and judged.calls == (_CALL,)

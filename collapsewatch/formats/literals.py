@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -69,7 +70,11 @@ def list_start(name: str = _PLAIN) -> str:
 
 def bare_call(name: str = _PLAIN) -> re.Pattern[str]:
     """A call without the brackets of its list first thing in the text, or one in JSON anywhere."""
-    return re.compile(rf"\A\s*{name}\(\s*(?:\)\s*\]?\s*\Z|{_PLAIN}\s*=)|{BARE_JSON.pattern}")
+    end = r"\s*+(?:\]\s*+)?\Z"
+    call = rf"{_PLAIN}\(\s*(?:\){end}|{_PLAIN}\s*=)"
+    if name != _PLAIN:  # a name with spaces is also how prose begins: such a call must be all there is
+        call = rf"(?:{call}|{name}\(\s*(?:\)|{_PLAIN}\s*=.*\)){end})"
+    return re.compile(rf"\A\s*{call}|{BARE_JSON.pattern}", re.DOTALL)
 
 
 def call_salvage(text: str, name: str = NAME) -> list[Call]:
@@ -154,6 +159,8 @@ class _Reader:
             raise ValueError("nested too deep")
         if self.take("["):
             return self.items("]", lambda: self.value(depth + 1))
+        if self.take("("):
+            return self._group(depth + 1)
         if self.take("{"):
             return dict(self.items("}", lambda: self._item(depth + 1)))
         if quoted := self.match(_QUOTE):
@@ -178,6 +185,17 @@ class _Reader:
         self.need(":")
         return key, self.value(depth)
 
+    def _group(self, depth: int) -> Any:
+        """What stands in round brackets: the one value in them, or a tuple, which is a list as in JSON."""
+        found: list[Any] = []
+        while not self.take(")"):
+            if found:
+                self.need(",")
+                if self.take(")"):
+                    return found
+            found.append(self.value(depth))
+        return found[0] if len(found) == 1 else found
+
     def _string(self, quoted: str) -> str:
         """The string that `quoted`, a prefix and a quote, begins, and those that follow it directly."""
         parts = []
@@ -199,7 +217,10 @@ def _unescaped(found: re.Match[str]) -> str:
     if code[0] in "01234567":
         return chr(int(code, 8))
     if len(code) > 1:
-        return chr(int(code[1:], 16))
+        point = int(code[1:], 16)
+        if point > sys.maxunicode:
+            raise ValueError(f"no character: {found[0]}")
+        return chr(point)
     if code in "xuUN":
         raise ValueError(f"half an escape: {found[0]}")
     return found[0]  # an unknown escape stands for itself

@@ -13,7 +13,7 @@ from .body import json_salvage, json_series
 from .literals import call_lines, call_salvage
 
 _TAG, _MESSAGE = "<|python_tag|>", "<|eom_id|>"
-_STATED = r'\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*"(?:[^"\\]|\\.)*"\s*,\s*"(?:arguments|parameters)"\s*:'
+STATED = r'\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*"(?:[^"\\]|\\.)*"\s*,\s*"(?:arguments|parameters)"\s*:'
 _OBJECT = re.compile(r"\s*(?=\{)")
 _NEXT = re.compile(r"\s*;\s*(?=\{)")
 _BUILTIN = r"[^\W\d]\w*\.call(?=\()"
@@ -42,7 +42,7 @@ class Llama3(ChatFormat):
         "close": ("end", "end"),
     }
     single: ClassVar[bool] = True
-    implicit: ClassVar[str] = rf"\A\s*\{{|{_STATED}"
+    implicit: ClassVar[str] = rf"\A\s*\{{|{STATED}"
 
     def calls(self, body: Sequence[str]) -> Found | Reason:
         if found := _OBJECT.match(body[0]):

@@ -12,7 +12,7 @@ from ..structure import Parsed, Reason
 from .base import ChatFormat
 from .body import Found, json_value
 
-_NAME = re.compile(r'[^\r\n{}\[\]()<>"]+')
+_NAME = re.compile(r'[^\s{}\[\]()<>"]+')
 _PLACES, _WINDOW = 64, 65_536  # in one text, and characters of it, where a call is looked for that lost its frame
 
 
@@ -62,7 +62,7 @@ def named_call(name: str, arguments: str) -> Found | Reason:
 
 
 def name_problem(name: str) -> Reason | None:
-    """Why `name` can be no tool's: it is one line without brackets or quotes, which some other syntax would hold."""
+    """Why `name` can be no tool's: prose has white space, some other syntax brackets or quotes."""
     if not name:
         return Reason.MISSING_NAME
     return None if _NAME.fullmatch(name) else Reason.INVALID_SYNTAX

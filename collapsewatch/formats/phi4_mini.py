@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from ..structure import Reason
+from ..structure import Parsed, Reason
 from .base import ChatFormat, Found, Marker
 from .body import json_calls
 
@@ -47,3 +47,10 @@ class Phi4Mini(ChatFormat):
         if found is Reason.ARGUMENTS_NOT_OBJECT:
             found = json_calls(text, "parameters", array=array, whole=not plain)
         return found
+
+    def parse(self, pieces: Sequence[str], thinking: bool = False) -> Parsed:
+        parsed = super().parse(pieces, thinking)
+        behind = zip(pieces[1::2], pieces[2::2], strict=True)
+        if any(self.role[marker] == "open" and text.lstrip().startswith(_PLAIN) for marker, text in behind):
+            parsed.defects.add(Reason.NESTED_OPEN)
+        return parsed

@@ -11,6 +11,7 @@ from ..structure import Reason
 from .base import Found
 from .body import untyped
 from .hermes import Hermes
+from .named import name_problem
 
 _OPENER = re.compile(r"\s*<function=([^<>\n]*)>")
 _PARAMETER = re.compile(r"\s*<parameter=([^<>\n]+)>(.*?)</parameter>", re.DOTALL)
@@ -39,8 +40,9 @@ class Qwen3Coder(Hermes):
         opener = _OPENER.match(text)
         if opener is None:
             return Reason.INVALID_SYNTAX
-        if not opener[1].strip():
-            return Reason.MISSING_NAME
+        problem = name_problem(opener[1].strip())
+        if problem is not None:
+            return problem
         arguments: dict[str, Any] = {}
         at = opener.end()
         while parameter := _PARAMETER.match(text, at):
@@ -50,7 +52,7 @@ class Qwen3Coder(Hermes):
                 return Reason.INVALID_SYNTAX
             arguments[key] = _value(value)
             at = parameter.end()
-        return Found((Call(opener[1], arguments),)) if _CLOSER.match(text, at) else Reason.INVALID_SYNTAX
+        return Found((Call(opener[1].strip(), arguments),)) if _CLOSER.match(text, at) else Reason.INVALID_SYNTAX
 
     def salvage(self, text: str) -> list[Call]:
         return [

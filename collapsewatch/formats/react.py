@@ -60,6 +60,7 @@ class React(ChatFormat):
     }
     preamble: ClassVar[bool] = True
     single: ClassVar[bool] = True
+    plain: ClassVar[bool] = True
     bare: ClassVar[re.Pattern[str]] = re.compile(r"Action[ \t*\d]{1,8}(?:Input[ \t*\d]{0,8})?:")
 
     def calls(self, body: Sequence[str]) -> Found | Reason:

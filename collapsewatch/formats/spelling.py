@@ -44,6 +44,7 @@ class Spelling:
         self._role = [chat_format.role[token] for token in tokens]
         self._missing = [text for text in chat_format.role if text not in vocab]
         self._loose = bool(chat_format.implicit) or "prefix" in chat_format.role.values()
+        self._plain = chat_format.plain
         self.active = bool(self._missing) or self._loose
         self._bytes: list[bytes] = token_bytes(vocab) if self.active else []
 
@@ -99,7 +100,7 @@ class Spelling:
         """Begin and end of the calls in `data[at:end]`, which stands behind a marker of `role`."""
         text, offset = data[at:end], 0
         if loose:
-            plain = _PLAIN_INPUT.match(text) if role == "divide" else None
+            plain = _PLAIN_INPUT.match(text) if self._plain and role == "divide" else None
             offset = plain.end() if plain else balanced(text, 0)
             if offset < 0:
                 return
