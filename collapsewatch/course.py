@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .curves import is_score
-from .levels import SURE, WINDOW, Fall, Series, cut, fall, quantile, sagged, window
+from .levels import SURE, WINDOW, Fall, Series, cut, fall, floor, quantile, sagged, settled, window
 from .records import Driver, Verdict
 
 LOST = 0.3  # of the best: less than that at the end is lost
@@ -94,8 +94,8 @@ def _lost(series: Series) -> bool:
     found = fall(series.values)
     if found is None or not found.sure:
         return False
-    low = min(0.0, *series.values)
-    end = fmean(series.values[max(found.at, len(series.values) - window(len(series.values))) :])
+    values, low = settled(series.values), floor(series.values)
+    end = float(values[max(found.at, values.size - window(values.size)) :].mean())
     return max(found.after, end) - low < LOST * (found.before - low)
 
 
@@ -156,12 +156,12 @@ def _abandoned(told: Mapping[str, Series]) -> Finding | None:
 
 def _dipped(reward: Series) -> Finding | None:
     """A reward that was lost for many rows and came back by itself."""
-    v, w = np.asarray(reward.values), window(len(reward.values))
+    v, w = settled(reward.values), window(len(reward.values))
     means = np.convolve(v, np.ones(w) / w, "valid")
     if w < 5 or means.size < 3 * w:
         return None
     at = w + int(np.argmin(means[w : -w or None]))
-    before, dip, low = v[:at], v[at : at + w], min(0.0, float(v.min()))
+    before, dip, low = v[:at], v[at : at + w], floor(reward.values)
     best = before[-3 * w :]
     spread = sqrt(best.var(ddof=1) * (1 / best.size + 1 / w))
     sure = best.mean() - dip.mean() > spread * quantile(SURE, best.size - 1)

@@ -45,13 +45,27 @@ class Fall(NamedTuple):
     sure: bool
 
 
+def settled(values: Sequence[float]) -> np.ndarray:
+    """The values within the range of their medians of three neighbours: what one row alone reaches is no level."""
+    v = np.asarray(values, dtype=np.float64)
+    if v.size < 5:
+        return v
+    middle = np.median(np.stack([v[:-2], v[1:-1], v[2:]]), axis=0)
+    return np.clip(v, middle.min(), middle.max())
+
+
+def floor(values: Sequence[float]) -> float:
+    """What the height of a level is counted from: zero, or the lowest that was settled below it."""
+    return float(settled(values).min(initial=0.0))
+
+
 def fall(values: Sequence[float]) -> Fall | None:
     """Where the values fell from their best window for good, if they did.
 
     Of all ways to cut what follows the beginning of the best window in two, the one that leaves the least
     variance. A row varies as much afterwards as before, at least: two equal rows prove nothing.
     """
-    v = np.asarray(values, dtype=np.float64)
+    v = settled(values)
     if v.size < 5:
         return None
     w = window(v.size)

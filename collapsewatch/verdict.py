@@ -14,7 +14,7 @@ from .detectors import spec
 from .detectors.baseline import USABLE
 from .detectors.policy import CULPRIT, OUTCOMES
 from .detectors.streams import BAD_OUTCOMES, FAILURES
-from .levels import WINDOW, cut, rose, window
+from .levels import WINDOW, cut, floor, rose, settled, window
 from .records import Alarm, Driver, StepRecord, Tier, Verdict
 from .replay import Trace
 
@@ -83,7 +83,7 @@ def _onset(trace: Trace, alarm: Alarm) -> int:
 
 def _by_structure(trace: Trace) -> Judgement:
     reward = _reward(trace.reward)
-    kept = _kept(trace.reward, reward) if reward else None
+    kept = _kept(trace.reward)
     scored = trace.failure or trace.counts or trace.reward or "accuracy" in trace.told
     if len(trace.steps) < MIN_STEPS or not scored:
         return Judgement(Verdict.UNJUDGED, "", None, reward)
@@ -131,7 +131,7 @@ def _chance(trace: Trace) -> bool:
     if not only or cut_off is None or reward is None:
         return False
     rows = {step for step, level in cut_off if level >= BROKEN}
-    then, low = [value for step, value in reward if step in rows], min(0.0, *reward.values)
+    then, low = [value for step, value in reward if step in rows], floor(reward.values)
     return len(rows) < MIN_STEPS and bool(then) and fmean(then) - low >= KEPT * (median(reward.values) - low)
 
 
@@ -144,7 +144,7 @@ def _learning(trace: Trace, since: int) -> bool:
     wrong = {s for s, tail in tails if s in OUTCOMES and median(tail) >= min(spec(s).null.abs, SOUND)}
     if reward is None or not wrong <= {"truncated"}:
         return False
-    low, after = min(0.0, *reward.values), reward.since(since)
+    low, after = floor(reward.values), reward.since(since)
     before = reward.values[: len(reward.values) - len(after)][-WINDOW:]
     held = not before or fmean(after[:WINDOW]) - low >= KEPT * (fmean(before) - low)
     return len(after) >= 2 * WINDOW and held and rose(after)
@@ -217,7 +217,7 @@ def _reward(values: Sequence[float]) -> tuple[float, float, float] | None:
     return means[0], max(means), means[-1]
 
 
-def _kept(values: Sequence[float], reward: tuple[float, float, float]) -> float | None:
-    """The part of the best reward left at the end; with rewards below zero, counted from the worst seen."""
-    low = min(0.0, *values)
-    return (reward[2] - low) / (reward[1] - low) if reward[1] > low else None
+def _kept(values: Sequence[float]) -> float | None:
+    """The part of the best reward left at the end, whatever one freak row says; below zero, counted from the worst."""
+    reward, low = _reward(settled(values).tolist()), floor(values)
+    return (reward[2] - low) / (reward[1] - low) if reward and reward[1] > low else None

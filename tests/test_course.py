@@ -195,6 +195,21 @@ def test_a_run_that_starts_truncated_and_gets_better_is_healthy() -> None:
     assert judged(cut=[0.8] * 60, reward=noisy((0.6, 60))).verdict is Verdict.SILENT
 
 
+@pytest.mark.parametrize("freak", [-15.0, 15.0])
+def test_one_freak_row_hides_no_loss_and_is_none(freak: float) -> None:
+    lost, kept = noisy(*FALLING), noisy(*RISING)
+    lost[15] = kept[15] = freak
+    found = judged(reward=lost)
+    assert (found.verdict, found.kind, found.onset) == (Verdict.COLLAPSED, "reward_loss", 155)
+    assert judged(reward=kept).verdict is Verdict.HEALTHY
+    rates, reward = [0.02] * 30 + [1.0] * 12, noisy((0.8, 30), (0.1, 12))
+    reward[15] = freak
+    assert judged(cut=rates, reward=reward).verdict is Verdict.COLLAPSED
+    returned = noisy((0.8, 40), (0.02, 14), (0.75, 26))
+    returned[5] = freak
+    assert judged(reward=returned).verdict is Verdict.RECOVERED
+
+
 @given(st.lists(st.floats(-1e100, 1e100), max_size=60))
 def test_no_values_are_too_odd(values: list[float]) -> None:
     found = fall(values)
