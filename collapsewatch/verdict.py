@@ -24,6 +24,8 @@ SOUND = 0.25  # below it structure counts as intact again: half of broken
 KEPT = 0.8  # of the best reward: that much at the end is a run whose reward shows nothing
 MENDED = 2 / 3  # of the broken share at the start: a run that came so far with its reward intact is learning
 NO_REWARD = 0.01  # a best window below it: no rollout ever succeeded
+ENDLESS = 0.9  # share of turns cut off from which on none ends by itself; a limit that is only low spares some
+FEW = 3  # rows that small batches do not spoil by chance one after the other
 TOUCHED = 0.1  # share of broken turns, in a transcript without steps, that is more than slips
 
 
@@ -124,13 +126,18 @@ def _never_rewarded(trace: Trace, reward: tuple[float, float, float] | None) -> 
 
 
 def _chance(trace: Trace) -> bool:
-    """Were all alarms about a few rows with many turns cut off, as small batches have by chance, and equal rewards?"""
+    """Were all alarms about a few rows with many turns cut off, as small batches have by chance, and equal rewards?
+
+    What a run ends with may go on, and is no chance if it already went on for as long as chance does not.
+    """
     loud = [alarm for alarm in trace.alarms if alarm.tier is Tier.ALARM]
     cut_off, reward = trace.told.get("truncated"), trace.told.get("reward")
     only = all(a.detector == "hard_limit" and {d.stream for d in a.drivers} == {"truncated"} for a in loud)
     if not only or cut_off is None or reward is None:
         return False
     rows = {step for step, level in cut_off if level >= BROKEN}
+    if rows.issuperset(cut_off.steps[-FEW:]):
+        return False
     then, low = [value for step, value in reward if step in rows], floor(reward.values)
     return len(rows) < MIN_STEPS and bool(then) and fmean(then) - low >= KEPT * (median(reward.values) - low)
 
@@ -138,16 +145,23 @@ def _chance(trace: Trace) -> bool:
 def _learning(trace: Trace, since: int) -> bool:
     """Does the reward go on rising, without a fall, since a step from which turns are cut off, and no more is wrong?
 
-    Then the limit is low, or answers get longer: nothing was lost.
+    Then the limit is low, or answers get longer: nothing was lost, unless the end of the turn was.
     """
     reward, tails = trace.told.get("reward"), trace.tail.items()
     wrong = {s for s, tail in tails if s in OUTCOMES and median(tail) >= min(spec(s).null.abs, SOUND)}
-    if reward is None or not wrong <= {"truncated"}:
+    if reward is None or not wrong <= {"truncated"} or _endless(trace, since):
         return False
     low, after = floor(reward.values), reward.since(since)
     before = reward.values[: len(reward.values) - len(after)][-WINDOW:]
     held = not before or fmean(after[:WINDOW]) - low >= KEPT * (fmean(before) - low)
     return len(after) >= 2 * WINDOW and held and rose(after)
+
+
+def _endless(trace: Trace, since: int) -> bool:
+    """Does no turn end by itself at the end, where nearly all did before a step?"""
+    cut_off = trace.told.get("truncated")
+    before = [level for step, level in cut_off or () if step < since]
+    return len(before) >= MIN_STEPS and median(before) < SOUND and median(trace.tail["truncated"]) >= ENDLESS
 
 
 def shares_verdict(record: StepRecord) -> tuple[Verdict, str, tuple[Driver, ...]]:

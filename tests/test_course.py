@@ -183,6 +183,19 @@ def test_two_small_batches_of_long_answers_are_chance_unless_the_reward_fell_wit
     assert (fell.verdict, fell.kind) == (Verdict.RECOVERED, "length_runaway")
 
 
+def test_three_rows_in_which_no_turn_ends_are_no_chance_at_the_end() -> None:
+    assert judged(cut=[0.02] * 30 + [1.0] * 2, reward=noisy((0.6, 32))).verdict is Verdict.HEALTHY
+    assert judged(cut=[0.02] * 30 + [1.0] * 3, reward=noisy((0.6, 33))).verdict is not Verdict.HEALTHY
+
+
+def test_an_end_of_turn_that_was_lost_is_no_low_limit_though_the_reward_rises() -> None:
+    rising = [0.3 + 0.4 * i / 100 + 0.03 * CHANCE.standard_normal() for i in range(100)]
+    slowly = np.clip((np.arange(100) - 30) / 40, 0.0, 1.0)
+    found = judged(cut=slowly.tolist(), reward=rising)
+    assert (found.verdict, found.kind) == (Verdict.SILENT, "eos_loss")
+    assert judged(cut=(0.6 * slowly).tolist(), reward=rising).verdict is Verdict.HEALTHY
+
+
 def test_where_only_penalties_are_given_a_run_may_live() -> None:
     assert judged(reward=noisy((-1.5, 30), (-0.5, 30))).verdict is Verdict.HEALTHY
     assert judged(reward=[-1.0] * 60).verdict is Verdict.DEAD
