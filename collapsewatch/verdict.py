@@ -90,9 +90,10 @@ def _by_structure(trace: Trace) -> Judgement:
     if len(trace.steps) < MIN_STEPS or not scored:
         return Judgement(Verdict.UNJUDGED, "", None, reward)
     alarm, over = _decisive(trace.alarms)
-    failing = median(trace.failure[-WINDOW:]) if trace.failure else None
+    recent = _recent(trace, alarm)
+    failing = median(trace.failure[-recent:]) if trace.failure else None
     began = median(trace.failure[:MIN_STEPS]) if trace.failure else None
-    broken = (failing is not None and failing >= BROKEN) or (alarm is not None and _still(trace, alarm))
+    broken = (failing is not None and failing >= BROKEN) or (alarm is not None and _still(trace, alarm, recent))
     never_sound = began is None or (began >= BROKEN and min(_medians(trace.failure)) >= BROKEN)
     if never_sound and (began is not None or reward is not None) and _never_rewarded(trace, reward):
         return Judgement(Verdict.DEAD, "broken_start", None, reward)
@@ -112,7 +113,7 @@ def _by_structure(trace: Trace) -> Judgement:
         return Judgement(Verdict.SILENT, kind, alarm, reward)
     if broken or (kept is not None and kept < LOST):
         return Judgement(Verdict.COLLAPSED, alarm.kind, alarm, reward)
-    if sound and (over or _back(trace, alarm)) and (kept is None or kept >= KEPT):
+    if sound and (over or _back(trace, alarm, recent)) and (kept is None or kept >= KEPT):
         return Judgement(Verdict.RECOVERED, alarm.kind, alarm, reward)
     return Judgement(Verdict.DEGRADED, alarm.kind, alarm, reward)
 
@@ -202,19 +203,25 @@ def _decisive(alarms: Sequence[Alarm]) -> tuple[Alarm | None, bool]:
     return first, over
 
 
-def _still(trace: Trace, alarm: Alarm) -> bool:
+def _recent(trace: Trace, alarm: Alarm | None) -> int:
+    """How many rows are the end: none from before the onset of an alarm, which would call it over by what was sound."""
+    since = len(trace.steps) - bisect_left(trace.steps, _onset(trace, alarm)) if alarm else WINDOW
+    return min(WINDOW, since) if since >= FEW else WINDOW
+
+
+def _still(trace: Trace, alarm: Alarm, recent: int) -> bool:
     """Is the main driver still lost at the end: beyond what was tolerated, and in half of all cases?"""
     if not alarm.drivers:
         return False
     top = alarm.drivers[0]
-    tail = trace.tail.get(top.stream)
-    return bool(tail) and median(tail or [0.0]) >= max(BROKEN, top.tolerance)
+    tail = list(trace.tail.get(top.stream, ()))[-recent:]
+    return bool(tail) and median(tail) >= max(BROKEN, top.tolerance)
 
 
-def _back(trace: Trace, alarm: Alarm) -> bool:
+def _back(trace: Trace, alarm: Alarm, recent: int) -> bool:
     """Are all streams that drove the alarm within what was tolerated then, at the end?"""
     culprits = [driver for driver in alarm.drivers if driver.share >= CULPRIT]
-    tails = [(driver.tolerance, trace.tail.get(driver.stream)) for driver in culprits]
+    tails = [(driver.tolerance, list(trace.tail.get(driver.stream, ()))[-recent:]) for driver in culprits]
     return bool(tails) and all(tail and median(tail) < tolerance for tolerance, tail in tails)
 
 

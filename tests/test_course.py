@@ -188,6 +188,14 @@ def test_three_rows_in_which_no_turn_ends_are_no_chance_at_the_end() -> None:
     assert judged(cut=[0.02] * 30 + [1.0] * 3, reward=noisy((0.6, 33))).verdict is not Verdict.HEALTHY
 
 
+@pytest.mark.parametrize("rows", [3, 4, 5])
+def test_the_rows_before_an_onset_do_not_make_a_loss_over(rows: int) -> None:
+    rates = [0.02] * 30 + [1.0] * rows
+    assert judged(cut=rates, reward=noisy((0.6, 30 + rows))).verdict is Verdict.SILENT
+    assert judged(cut=rates, reward=noisy((0.6, 30), (0.5, rows))).verdict is not Verdict.RECOVERED
+    assert judged(cut=[*rates, *[0.02] * 10], reward=noisy((0.6, 40 + rows))).verdict is not Verdict.SILENT
+
+
 def test_an_end_of_turn_that_was_lost_is_no_low_limit_though_the_reward_rises() -> None:
     rising = [0.3 + 0.4 * i / 100 + 0.03 * CHANCE.standard_normal() for i in range(100)]
     slowly = np.clip((np.arange(100) - 30) / 40, 0.0, 1.0)
