@@ -159,6 +159,7 @@ FAILURES: Mapping[str, Failure] = {
     "tool_abandonment": Failure("the tools are no longer called", (_STRICT, _GROUPS, *_STEADY)),
     "repetition": Failure("the model repeats itself", (_LIMIT, *_STEADY)),
     "broken_start": Failure("broken from the first steps on", (_TEMPLATE, _WARM, _GROUPS)),
+    "no_reward": Failure("no rollout was ever rewarded, and none better than another", (_REWARD, _WARM, _GROUPS)),
     "lock_in": Failure("the policy writes one text whatever it is asked", (_EXPLORE, _GROUPS, *_STEADY)),
     "entropy_explosion": Failure("the policy became random", (_ENTROPY, *_STEADY)),
     "kl_explosion": Failure("the policy ran away from its reference", (*_STEADY, _ENTROPY)),

@@ -97,6 +97,8 @@ def _by_structure(trace: Trace) -> Judgement:
     never_sound = began is None or (began >= BROKEN and min(_medians(trace.failure)) >= BROKEN)
     if never_sound and (began is not None or reward is not None) and _never_rewarded(trace, reward):
         return Judgement(Verdict.DEAD, "broken_start", None, reward)
+    if _no_signal(trace):
+        return Judgement(Verdict.DEAD, "no_reward", None, reward)
     if failing is not None and alarm is None:  # from the start: nothing rose, so nothing alarmed
         mending = began is not None and failing <= MENDED * began and (kept or 0.0) >= KEPT
         if failing >= BROKEN and not mending and not _learning(trace, trace.steps[0]):
@@ -124,6 +126,16 @@ def _never_rewarded(trace: Trace, reward: tuple[float, float, float] | None) -> 
         return reward is None
     constant = max(trace.reward) - min(trace.reward) <= NO_REWARD
     return constant or (bool(trace.failure) and not rose(trace.reward))
+
+
+def _no_signal(trace: Trace) -> bool:
+    """Was every reward of the run one and the same, and none above zero? Then it learned from no rollout.
+
+    One above zero may be the highest there is; and where answers were right at times, rewards are missing, not skill.
+    """
+    accuracy = trace.told.get("accuracy")
+    alive = accuracy is not None and max(accuracy.values, default=0.0) > NO_REWARD
+    return len(trace.reward) >= WINDOW and max(trace.reward) == min(trace.reward) <= 0 and not alive
 
 
 def _chance(trace: Trace) -> bool:

@@ -326,6 +326,19 @@ def test_a_run_broken_from_the_start_is_never_called_healthy(tmp_path: Path) -> 
     assert report.verdict is Verdict.DEAD
 
 
+@pytest.mark.parametrize("reward", [0.0, -1.0])
+def test_a_sound_run_whose_rewards_never_differ_and_never_pay_is_dead(tmp_path: Path, reward: float) -> None:
+    def found(name: str, *last: float, **told: float) -> tuple[Verdict, str]:
+        records = [replace(r, metrics={"reward": reward} | told) for r in course([0.01] * 30)]
+        records += [replace(r, step=r.step + 30, metrics={"reward": x}) for r, x in zip(records, last, strict=False)]
+        (report,) = analyze(stored(tmp_path / name, records))
+        return report.verdict, report.kind
+
+    assert found("unrewarded") == (Verdict.DEAD, "no_reward")
+    assert found("learns late", *[0.3, 0.5] * 5)[0] is Verdict.HEALTHY
+    assert found("right all the same", accuracy=0.4)[0] is Verdict.HEALTHY
+
+
 def test_a_run_is_judged_by_the_budget_it_was_watched_with(tmp_path: Path) -> None:
     spiking = course([0.01] * 40 + [0.15] * 20)
     seen = {}
