@@ -139,7 +139,8 @@ def _moved(series: Series | None, onset: int, cause: Change) -> tuple[int, Drive
 def _early_stop(told: Mapping[str, Series]) -> Finding | None:
     """Turns of a few tokens where there were many; a reward that did not fall with them pays for it."""
     found = fall(told[LENGTH].values) if LENGTH in told else None
-    if found is None or not found.sure or found.after > min(FEW_TOKENS, found.before / 10):
+    # The median: a row on the way down is among those after the fall, and in a mean it outweighs what it fell to.
+    if found is None or not found.sure or median(told[LENGTH].values[found.at :]) > min(FEW_TOKENS, found.before / 10):
         return None
     verdict = Verdict.SILENT if "reward" in told else Verdict.COLLAPSED
     return _finding(verdict, "early_stop", told[LENGTH], found, [_driver(LENGTH, found, FEW_TOKENS)])
@@ -182,15 +183,21 @@ def _locked(told: Mapping[str, Series]) -> Finding | None:
     for all prompts is then a trick that pays.
     """
     if "entropy" in told and GRAD in told:
-        entropy, gradient = fall(told["entropy"].values), fall(told[GRAD].values)
-        dead = gradient is not None and gradient.after < gradient.before / 50
-        if entropy and dead and entropy.after < min(LOCKED, entropy.before / 20):
+        entropy = fall(told["entropy"].values)
+        if entropy and entropy.after < min(LOCKED, entropy.before / 20):
             below = next(i for i, value in enumerate(told["entropy"].values) if i >= entropy.at and value < LOCKED)
             entropy, onset = entropy._replace(at=below), told["entropy"].steps[below]
-            if _alive(told, onset) and not _solved(told, onset):
+            if _stopped(told[GRAD], onset) and _alive(told, onset) and not _solved(told, onset):
                 driver = _driver("entropy", entropy, LOCKED)
                 return _finding(Verdict.COLLAPSED, "lock_in", told["entropy"], entropy, [driver])
     return _one_answer(told)
+
+
+def _stopped(gradient: Series, onset: int) -> bool:
+    """Is there hardly a gradient any more since? By medians: gradients have spikes, which make a mean of anything."""
+    after = gradient.since(onset)
+    before = gradient.values[: len(gradient.values) - len(after)]
+    return bool(before) and bool(after) and median(after) < median(before) / 50
 
 
 def _one_answer(told: Mapping[str, Series]) -> Finding | None:

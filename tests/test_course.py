@@ -104,18 +104,23 @@ def test_noise_is_no_loss() -> None:
 def test_turns_of_a_few_tokens_that_pay_are_a_silent_loss() -> None:
     found = judged(reward=noisy((0.6, 20), (0.7, 20)), completions__mean_length=noisy((150.0, 20), (2.5, 20)))
     assert (found.verdict, found.kind, found.onset) == (Verdict.SILENT, "early_stop", 105)
+    ramp = [*noisy((150.0, 20)), 60.0, *noisy((2.5, 9))]
+    assert judged(reward=noisy((0.6, 30)), completions__mean_length=ramp).kind == "early_stop"
     shorter = judged(reward=noisy((0.6, 40)), completions__mean_length=noisy((150.0, 20), (40.0, 20)))
     assert shorter.verdict is Verdict.HEALTHY
 
 
-def lock(reward: list[float]) -> Judgement:
+def lock(reward: list[float], spikes: Sequence[int] = ()) -> Judgement:
     entropy, grad = noisy((0.8, 30), (0.001, 40), noise=0.1), noisy((5.0, 30), (1e-4, 40), noise=0.5)
+    for row in spikes:
+        grad[row] = 200.0
     return judged(reward=reward, entropy=entropy, grad_norm=grad)
 
 
 def test_a_policy_locked_into_one_text_collapsed_unless_it_had_nothing_left_to_learn() -> None:
     found = lock(noisy((-1.5, 30), (-1.2, 40), noise=0.2))
     assert (found.verdict, found.kind, found.onset, found.mover) == (Verdict.COLLAPSED, "lock_in", 155, "entropy")
+    assert lock(noisy((-1.5, 30), (-1.2, 40), noise=0.2), spikes=(40, 55)).kind == "lock_in"
     assert lock(noisy((0.5, 30), (1.0, 40), noise=0.01)).verdict is Verdict.HEALTHY
     assert lock([0.0] * 70).verdict is Verdict.DEAD  # it never lived
 
