@@ -164,6 +164,7 @@ FAILURES: Mapping[str, Failure] = {
     "entropy_explosion": Failure("the policy became random", (_ENTROPY, *_STEADY)),
     "kl_explosion": Failure("the policy ran away from its reference", (*_STEADY, _ENTROPY)),
     "grad_explosion": Failure("the gradient exploded", (_CLIP, *_STEADY, _ENTROPY)),
+    "not_finite": Failure("the updates have no finite numbers any more", (_CLIP, *_STEADY, _ENTROPY)),
     "reward_masked": Failure("the score fell while the reward held", (_SCORE, _STRICT, *_STEADY)),
     "reward_loss": Failure("the reward fell, and no structure explains it", (_REWARD, _GROUPS, *_STEADY)),
 }

@@ -18,13 +18,14 @@ import numpy as np
 
 from .curves import is_score
 from .levels import SURE, WINDOW, Fall, Series, cut, fall, floor, quantile, sagged, settled, window
-from .records import Driver, Verdict
+from .records import NOT_FINITE, VITAL, Driver, Verdict
 
 LOST = 0.3  # of the best: less than that at the end is lost
 FEW_TOKENS = 5.0  # in the mean: less is no answer, only its end
 LOCKED = 0.02  # nat: the model writes one text whatever is sampled; healthy tool agents have 0.03 and more
 CALLED = 0.3  # calls per rollout: who calls less has not much to abandon
 BACK = 0.8  # of the level before a dip: a run that came back
+LASTING = 5  # rows without finite numbers: a batch or two of infinite ratios are skipped, and training goes on
 CEILING = 0.9  # of the highest reward of any row: what is there has nothing left to learn
 
 LENGTH, CALLS, GRAD = "completions/mean_length", "tools/call_frequency", "grad_norm"
@@ -48,7 +49,7 @@ CAUSES = (
     Change("kl", 10.0, "kl_explosion"),
 )
 """What may have moved with a loss, the most telling first."""
-WATCHED = frozenset({"reward", "accuracy", "reward_std"} | {cause.metric for cause in CAUSES})
+WATCHED = VITAL | {"accuracy", "reward_std"} | {cause.metric for cause in CAUSES}
 
 
 class Finding(NamedTuple):
@@ -69,10 +70,13 @@ def watched(metric: str) -> bool:
 def judge(told: Mapping[str, Series]) -> Finding | None:
     """The worst lasting loss among the scores of a run, or a policy locked into one answer; None without any."""
     scores = ["reward", "accuracy", *sorted(name for name in told if is_score(name))]
-    for name in scores:
-        if name in told and _lost(told[name]):
-            return _explained(told, name, Verdict.COLLAPSED)
-    found = _early_stop(told) or _abandoned(told) or _locked(told)
+    lost = next(
+        (_explained(told, name, Verdict.COLLAPSED) for name in scores if name in told and _lost(told[name])), None
+    )
+    found = _no_numbers(told)
+    if found and (lost is None or found.onset <= lost.seen):
+        return found._replace(verdict=Verdict.COLLAPSED) if lost else found
+    found = lost or _early_stop(told) or _abandoned(told) or _locked(told)
     if found:
         return found
     for name in scores[:2]:
@@ -134,6 +138,24 @@ def _moved(series: Series | None, onset: int, cause: Change) -> tuple[int, Drive
     k = cut(np.asarray(series.values[first : at + WINDOW]))
     step = series.steps[at if k is None else first + k]
     return step, Driver(cause.metric, 1.0, after, before, limit), cause.kind
+
+
+def _no_numbers(told: Mapping[str, Series]) -> Finding | None:
+    """Updates that have no finite numbers any more; a reward that is told and holds is not lost yet."""
+    if NOT_FINITE not in told:
+        return None
+    bad = set(told[NOT_FINITE].steps)
+    # Not every step may tell of its update: a reward counts as an update's only where nothing else is told of one.
+    names = [name for name in ("entropy", GRAD, "loss") if name in told] or ["reward"]
+    rows = sorted(bad.union(*(told[name].steps for name in names if name in told)))
+    at = len(rows)
+    while at and rows[at - 1] in bad:
+        at -= 1
+    if len(rows) - at < LASTING or 2 * sum(step in bad for step in rows[:at]) >= at:
+        return None
+    holds = "reward" in told and told["reward"].since(rows[-LASTING]) and not sagged(told["reward"].values)
+    verdict = Verdict.DEGRADED if holds else Verdict.COLLAPSED
+    return Finding(verdict, NOT_FINITE, rows[at], rows[at + 1], (Driver(NOT_FINITE, 1.0, 1.0, 0.0, 0.0),))
 
 
 def _early_stop(told: Mapping[str, Series]) -> Finding | None:

@@ -30,6 +30,12 @@ SLOTS: tuple[Slot, ...] = tuple(Slot)
 """Slots by code: `SLOTS[code]`; arrays hold codes as int8."""
 
 
+VITAL = frozenset({"entropy", "grad_norm", "loss", "reward"})
+"""Metrics without which nothing is learned, once they are no numbers any more."""
+NOT_FINITE = "not_finite"
+"""The metric of a step that logged a vital one as NaN or infinite: what is left of it where only numbers are kept."""
+
+
 class Structure(StrEnum):
     """The state of one turn (paper, section 4.3)."""
 

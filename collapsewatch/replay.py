@@ -13,7 +13,7 @@ from .detectors import FA_PER_10K, Detection, build, spec
 from .detectors.policy import OUTCOMES
 from .detectors.streams import BAD_OUTCOMES
 from .levels import HUGE, WINDOW, Series
-from .records import Alarm, Event, StepRecord, Tier
+from .records import NOT_FINITE, VITAL, Alarm, Event, StepRecord, Tier
 
 
 @dataclass(slots=True)
@@ -48,6 +48,8 @@ def replay(records: Iterable[StepRecord], events: Iterable[Event] = (), fa_per_1
         for name, value in record.metrics.items():
             if watched(name) and isfinite(value):
                 trace.told.setdefault(name, Series()).add(record.step, value)
+        if NOT_FINITE in record.metrics or not all(isfinite(record.metrics.get(name, 0.0)) for name in VITAL):
+            trace.told.setdefault(NOT_FINITE, Series()).add(record.step, 1.0)
         levels: dict[str, float] = {}
         for o in record.observations:
             if isfinite(o.value):

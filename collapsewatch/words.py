@@ -7,7 +7,7 @@ import math
 import unicodedata
 from collections.abc import Sequence
 
-from .records import SLOTS, Driver
+from .records import NOT_FINITE, SLOTS, Driver
 
 _PLACES = {
     "start": "at the start of a turn",
@@ -40,6 +40,7 @@ _METRICS = {
     "entropy": "entropy",
     "kl": "KL to the reference",
     "grad_norm": "gradient norm",
+    NOT_FINITE: "updates without finite numbers",
     "completions/mean_length": "completion length",
     "tools/call_frequency": "tool calls per rollout",
 }

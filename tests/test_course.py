@@ -209,6 +209,33 @@ def test_an_end_of_turn_that_was_lost_is_no_low_limit_though_the_reward_rises() 
     assert judged(cut=(0.6 * slowly).tolist(), reward=rising).verdict is Verdict.HEALTHY
 
 
+GONE = [math.nan] * 12
+
+
+@pytest.mark.parametrize(
+    ("reward", "verdict"), [(GONE, Verdict.COLLAPSED), ([0.02] * 12, Verdict.COLLAPSED), ([0.8] * 12, Verdict.DEGRADED)]
+)
+def test_updates_without_finite_numbers_to_the_end_are_a_loss(reward: list[float], verdict: Verdict) -> None:
+    rewards, grad = [*noisy((0.8, 30)), *reward], [*noisy((0.5, 30)), *GONE]
+    found = judged(reward=rewards, grad_norm=grad, loss=grad)
+    assert (found.verdict, found.kind, found.onset, found.mover) == (verdict, "not_finite", 155, "not_finite")
+
+
+def test_numbers_that_were_never_there_or_come_back_are_none_that_went() -> None:
+    for entropy in ([math.nan] * 42, [*noisy((0.5, 38)), *GONE[:4]], [*noisy((0.5, 20)), *GONE, *noisy((0.5, 10))]):
+        assert judged(reward=noisy((0.8, 42)), entropy=entropy).verdict is Verdict.HEALTHY
+    earlier = judged(reward=noisy((0.8, 30), (0.02, 20)), loss=[*noisy((0.5, 40)), *GONE[:10]])
+    assert (earlier.verdict, earlier.kind, earlier.onset) == (Verdict.COLLAPSED, "reward_loss", 155)
+
+
+def test_updates_may_be_told_of_in_a_few_steps_only() -> None:
+    metrics = [{"reward": x} for x in noisy((0.8, 120))]
+    for i in range(0, 120, 4):
+        metrics[i]["loss"] = 0.1 if i < 60 else math.nan
+    found = decide(replay([StepRecord(i, 0.0, told) for i, told in enumerate(metrics)]))
+    assert (found.verdict, found.kind, found.onset) == (Verdict.DEGRADED, "not_finite", 60)
+
+
 def test_where_only_penalties_are_given_a_run_may_live() -> None:
     assert judged(reward=noisy((-1.5, 30), (-0.5, 30))).verdict is Verdict.HEALTHY
     assert judged(reward=[-1.0] * 60).verdict is Verdict.DEAD

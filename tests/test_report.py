@@ -274,6 +274,17 @@ def test_a_user_says_what_a_column_is(tmp_path: Path) -> None:
     assert (report.verdict, report.onset_step, report.unmapped) == (Verdict.COLLAPSED, 41, ())
 
 
+def test_a_log_whose_numbers_went_is_no_healthy_one(tmp_path: Path) -> None:
+    rows = ["step,reward,loss"] + [f"{t},0.{70 + t % 5},{'nan' if t > 40 else 0.01 * t}" for t in range(1, 61)]
+    (tmp_path / "log.csv").write_text("\n".join(rows))
+    (report,) = analyze(tmp_path / "log.csv")
+    assert (report.verdict, report.kind, report.onset_step) == (Verdict.DEGRADED, "not_finite", 41)
+    gone = [f"{t},nan,nan" if t > 40 else row for t, row in enumerate(rows)]
+    (tmp_path / "log.csv").write_text("\n".join(gone))
+    (report,) = analyze(tmp_path / "log.csv")
+    assert (report.verdict, report.kind, report.steps) == (Verdict.COLLAPSED, "not_finite", (1, 60, 60))
+
+
 def test_the_rollouts_worth_reading_are_a_sound_one_from_before_and_the_worst_since(tmp_path: Path) -> None:
     def record(step: int) -> StepRecord:
         late = step > 40

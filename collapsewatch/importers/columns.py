@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from math import isfinite, nan
 from typing import Any
 
+from ..records import NOT_FINITE, VITAL
 from .names import ALIASES, CANONICAL, FAMILIES, STEPS
 
 _ORDER = {name: i for i, name in enumerate(ALIASES)}
@@ -63,7 +64,10 @@ class Columns:
         return found
 
     def metrics(self, row: Mapping[str, Any]) -> tuple[dict[str, float], bool]:
-        """The finite metrics of a row by their names here, and whether one tells of training by RL."""
+        """The finite metrics of a row by their names here, and whether one tells of training by RL.
+
+        A vital one that is not finite leaves a mark.
+        """
         metrics: dict[str, float] = {}
         ranks: dict[str, tuple[int, int]] = {}
         training, found = False, self._found
@@ -76,8 +80,10 @@ class Columns:
             if isfinite(value):
                 metrics[name], ranks[name] = value, meaning.rank
                 training = training or meaning.tells
-            elif meaning.tells and str(raw).strip("+-").lower() in _NOT_FINITE:  # a number all the same
-                training = True
+            elif str(raw).strip("+-").lower() in _NOT_FINITE:  # a number all the same
+                training = training or meaning.tells
+                if name in VITAL:
+                    metrics[NOT_FINITE] = 1.0
         return metrics, training
 
     def known(self, columns: Iterable[str]) -> set[str]:
