@@ -147,7 +147,7 @@ def test_a_level_that_is_no_share_is_told_as_it_is(tmp_path: Path) -> None:
     store.close()
     (report,) = analyze(tmp_path / "run")
     assert (report.verdict, report.kind, report.onset_step) == (Verdict.COLLAPSED, "reward_loss", 41)
-    assert findings.evidence(report).startswith("reward 0 (usual 13, limit 3.9")
+    assert findings.evidence(report).startswith("reward 0 (usual 12.7, limit 3.8")
     assert not report.alarms and "beyond noise by step" in findings.when(report)
 
 
