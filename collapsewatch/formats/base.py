@@ -52,7 +52,7 @@ class ChatFormat(ABC):
     """Does the syntax state no types, so that `42` may be meant as a number or as text?"""
     implicit: ClassVar[str] = ""
     """Where a call begins in text that has no marker before it: an ASCII regular expression, empty for never."""
-    bare: ClassVar[re.Pattern[str]] = BARE_JSON
+    bare: ClassVar[re.Pattern[str] | None] = None
     """What a call that has lost its markers looks like in prose, beside the JSON that any family may fall back to."""
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ class ChatFormat(ABC):
             parsed.defects.add(Reason.TEXT_AROUND_CALL)
         if any(self._is_broken(text) for text in parsed.prose):
             parsed.defects.add(Reason.BROKEN_MARKER)
-        if any(self.bare.search(text) or BARE_JSON.search(text) for text in parsed.prose):
+        if any(map(self._is_bare, parsed.prose)):
             parsed.defects.add(Reason.BARE_CALL)
         if parsed.wreck or Reason.BARE_CALL in parsed.defects:
             parsed.recovered = sum(len(self.salvage(text)) for text in (*parsed.wreck, *parsed.prose))
@@ -191,6 +191,11 @@ class ChatFormat(ABC):
         tail, head = before[-self._longest :], behind[: self._longest]
         found = self._marker.search(tail + head) if tail and head else None
         return found is not None and found.start() < len(tail) < found.end()
+
+    def _is_bare(self, text: str) -> bool:
+        """Does the text hold a call without its markers?"""
+        json_call = '"name"' in text and BARE_JSON.search(text)
+        return bool(json_call or (self.bare and self.bare.search(text)))
 
     def _is_broken(self, text: str) -> bool:
         """Does the text hold half a marker? One that ordinary tokens spell out in full is none."""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from ..records import Call
 from ..structure import Reason
-from .body import BARE_JSON, Found
+from .body import Found
 
 T = TypeVar("T")
 
@@ -69,12 +69,12 @@ def list_start(name: str = _PLAIN) -> str:
 
 
 def bare_call(name: str = _PLAIN) -> re.Pattern[str]:
-    """A call without the brackets of its list first thing in the text, or one in JSON anywhere."""
+    """A call without the brackets of its list, first thing in the text."""
     end = r"\s*+(?:\]\s*+)?\Z"
     call = rf"{_PLAIN}\(\s*(?:\){end}|{_PLAIN}\s*=)"
     if name != _PLAIN:  # a name with spaces is also how prose begins: such a call must be all there is
         call = rf"(?:{call}|{name}\(\s*(?:\)|{_PLAIN}\s*=.*\)){end})"
-    return re.compile(rf"\A\s*{call}|{BARE_JSON.pattern}", re.DOTALL)
+    return re.compile(rf"\A\s*{call}", re.DOTALL)
 
 
 def call_salvage(text: str, name: str = NAME) -> list[Call]:
@@ -168,7 +168,7 @@ class _Reader:
         return _atom(self.match(_ATOM))
 
     def _skip(self) -> None:
-        if found := _BLANK.match(self.text, self.at):
+        if self.text[self.at : self.at + 1].isspace() and (found := _BLANK.match(self.text, self.at)):
             self.at = found.end()
 
     def _argument(self) -> tuple[str, Any]:
