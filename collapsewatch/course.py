@@ -25,6 +25,7 @@ FEW_TOKENS = 5.0  # in the mean: less is no answer, only its end
 LOCKED = 0.02  # nat: the model writes one text whatever is sampled; healthy tool agents have 0.03 and more
 CALLED = 0.3  # calls per rollout: who calls less has not much to abandon
 BACK = 0.8  # of the level before a dip: a run that came back
+SELDOM = 0.5  # share of rows without finite numbers: where most have none, it is how the run logs
 LASTING = 5  # rows without finite numbers: a batch or two of infinite ratios are skipped, and training goes on
 CEILING = 0.9  # of the highest reward of any row: what is there has nothing left to learn
 
@@ -151,11 +152,12 @@ def _no_numbers(told: Mapping[str, Series]) -> Finding | None:
     at = len(rows)
     while at and rows[at - 1] in bad:
         at -= 1
-    if len(rows) - at < LASTING or 2 * sum(step in bad for step in rows[:at]) >= at:
+    before = sum(step in bad for step in rows[:at]) / at if at else 1.0
+    if len(rows) - at < LASTING or before >= SELDOM:
         return None
     holds = "reward" in told and told["reward"].since(rows[-LASTING]) and not sagged(told["reward"].values)
     verdict = Verdict.DEGRADED if holds else Verdict.COLLAPSED
-    return Finding(verdict, NOT_FINITE, rows[at], rows[at + 1], (Driver(NOT_FINITE, 1.0, 1.0, 0.0, 0.0),))
+    return Finding(verdict, NOT_FINITE, rows[at], rows[at + 1], (Driver(NOT_FINITE, 1.0, 1.0, before, SELDOM),))
 
 
 def _early_stop(told: Mapping[str, Series]) -> Finding | None:

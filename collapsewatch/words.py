@@ -31,6 +31,7 @@ _STREAMS = {
     "truncated": "turns cut at the length limit",
     "repeated": "repetition loops",
     "no_call": "rollouts without a call",
+    NOT_FINITE: "updates without finite numbers",
 }
 
 _METRICS = {
@@ -40,7 +41,6 @@ _METRICS = {
     "entropy": "entropy",
     "kl": "KL to the reference",
     "grad_norm": "gradient norm",
-    NOT_FINITE: "updates without finite numbers",
     "completions/mean_length": "completion length",
     "tools/call_frequency": "tool calls per rollout",
 }
