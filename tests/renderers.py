@@ -174,7 +174,7 @@ def function_gemma(calls: Sequence[Call], prose: str, thought: str | None) -> Pa
     return [*parts, "<start_function_response>" if calls else "<end_of_turn>", ""]
 
 
-REACT_NAME = free_text("react").filter(lambda name: name == name.strip() != "" and not set(name) & set("\n:"))
+REACT_NAME = free_text("react").filter(lambda name: name == name.strip() != "" and not set(name) & set('\n:{}[]()<>"'))
 
 
 def react(calls: Sequence[Call], prose: str, thought: str | None) -> Parts:

@@ -14,6 +14,9 @@ from .body import json_value
 
 _LOOSE = re.compile(r"Action[ \t*\d]{0,8}:[ \t*]*([^\n*]+)[\s*]*(?:Action[ \t*\d]{0,8}Input[ \t*\d]{0,8}:[\s*]*)?")
 
+# Of a label that is broken in two, half would be a name; what is in brackets is another syntax.
+_NO_NAME = frozenset('\n:{}[]()<>"')
+
 
 class React(ChatFormat):
     """`Action: NAME`, `Action Input: {...}`; or `<search>query</search>`, a call of `search` with one `query`.
@@ -69,7 +72,7 @@ class React(ChatFormat):
         name, given = body[0].strip(), body[2].strip()
         if not name:
             return Reason.MISSING_NAME
-        if "\n" in name or ":" in name:  # of a label that is broken in two, half would be a name
+        if _NO_NAME & set(name):
             return Reason.INVALID_SYNTAX
         if given and given[0] not in "{[":
             return Found((Call(name, {"input": given}),))
