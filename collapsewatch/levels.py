@@ -46,9 +46,12 @@ class Fall(NamedTuple):
 
 
 def settled(values: Sequence[float]) -> np.ndarray:
-    """The values within the range of their medians of three neighbours: what one row alone reaches is no level."""
+    """The values within the range of their medians of three neighbours: what one row alone reaches is no level.
+
+    Of a few rows all count: their extremes are most of the noise there is to see.
+    """
     v = np.asarray(values, dtype=np.float64)
-    if v.size < 5:
+    if v.size < 2 * WINDOW:
         return v
     middle = np.median(np.stack([v[:-2], v[1:-1], v[2:]]), axis=0)
     return np.clip(v, middle.min(), middle.max())

@@ -79,6 +79,8 @@ def test_a_loss_in_the_last_rows_is_seen_and_two_bad_batches_are_not() -> None:
     assert judged(reward=noisy((0.8, 60), (0.01, 4))).verdict is Verdict.COLLAPSED
     batches = (CHANCE.binomial(4, 0.5, 60) / 4).tolist()
     assert judged(reward=[*batches, 0.0, 0.0]).verdict is Verdict.HEALTHY
+    few = [0.75, 0.75, 0.25, 0.75, 0.75, 1.0]
+    assert judged(reward=[*few, 0.0, 0.0]).verdict is Verdict.HEALTHY
 
 
 def test_few_rows_with_little_noise_are_enough() -> None:
