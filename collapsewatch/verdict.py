@@ -107,7 +107,9 @@ def _by_structure(trace: Trace) -> Judgement:
     if alarm is None:
         return Judgement(Verdict.HEALTHY, "", None, reward)
     sound = failing is None or failing < SOUND
-    if kept is not None and kept >= KEPT and (_learning(trace, alarm.onset_step) or (sound and _chance(trace))):
+    limited = {d.stream for d in alarm.drivers if d.share >= CULPRIT} <= {"truncated"}
+    excused = (limited and _learning(trace, alarm.onset_step)) or (sound and _chance(trace))
+    if excused and kept is not None and kept >= KEPT:
         return Judgement(Verdict.HEALTHY, "", None, reward)
     if broken and kept is not None and kept >= KEPT:
         # The answers are right and do not end: the end of the turn is what was lost.

@@ -170,7 +170,7 @@ def soups(draw: st.DrawFn, family: str) -> str:
 
 
 @every_family
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_what_is_healthy_is_legal(family: str, data: st.DataObject) -> None:
     text = data.draw(soups(family))

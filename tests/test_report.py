@@ -92,11 +92,12 @@ def test_a_driver_that_is_no_structural_rate_can_be_lost_too() -> None:
     assert (found.verdict, found.kind) == (Verdict.COLLAPSED, "tool_abandonment")
 
 
-def spike(steps: int = 90) -> list[StepRecord]:
+def spike(steps: int = 90, mended: int = 1000) -> list[StepRecord]:
     rng = np.random.default_rng(1)
     out = []
     for t in range(1, steps + 1):
-        p = 1 / (1 + math.exp(5 - max(0, min(9, 0.3 * (t - 50))) - 0.2 * rng.standard_normal()))
+        rise = 0.0 if t > mended else max(0, min(9, 0.3 * (t - 50)))
+        p = 1 / (1 + math.exp(5 - rise - 0.2 * rng.standard_normal()))
         hazard = {"hazard": -math.log1p(-p), "hazard:<tool_call>": -0.9 * math.log1p(-p)}
         rates = {"polluted": rng.binomial(64, p) / 64, "parse_failure": rng.binomial(64, 0.05) / 64}
         seen = tuple(Observation(s, v, 8) for s, v in {**hazard, **rates}.items())
@@ -114,6 +115,15 @@ def stored(folder: Path, records: list[StepRecord], marks: dict[int, str] | None
     store.log_applied(Applied(60, "ets", "triggered", 59, "skipped", {}))
     store.close()
     return folder
+
+
+def test_a_spike_that_was_mended_is_told_however_the_reward_goes_on(tmp_path: Path) -> None:
+    records = [
+        replace(r, metrics={"reward": r.metrics["reward"] + max(0, r.step - 66) / 1000}) for r in spike(140, mended=66)
+    ]
+    (report,) = analyze(stored(tmp_path / "run", records))
+    assert report.verdict == "recovered" and report.kind == "control_token_spike"
+    assert report.onset_step is not None and 50 <= report.onset_step <= 66
 
 
 def test_an_own_run_is_replayed_bit_for_bit_with_its_marks(tmp_path: Path) -> None:
