@@ -9,7 +9,7 @@ from typing import ClassVar
 from ..records import Call
 from ..structure import Parsed, Reason
 from .base import ChatFormat, Found, Marker
-from .body import json_calls, json_salvage, json_value
+from .body import json_calls, json_value
 
 _CALLS, _ID, _ARGS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
 _NAME = re.compile(r"\s*([\w.:/-]+)\s*")
@@ -72,9 +72,6 @@ class Mistral(ChatFormat):
         if not isinstance(decoded[0], dict):
             return Reason.ARGUMENTS_NOT_OBJECT
         return Found((Call(named[1], decoded[0]),), decoded[1])
-
-    def salvage(self, text: str) -> list[Call]:
-        return json_salvage(text)
 
     def parse(self, pieces: Sequence[str], thinking: bool = False) -> Parsed:
         parsed = super().parse(pieces, thinking)
