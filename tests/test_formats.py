@@ -55,6 +55,42 @@ def test_binding_finds_tokens_by_membership() -> None:
         HERMES.bind(byte_tokenizer(["<other>"]))
 
 
+def test_markers_that_several_tokens_spell_are_probed_at_their_first() -> None:
+    assert BOUND.pieces == {} and BOUND.probe_tokens == BOUND.tokens and BOUND.probe_roles == BOUND.roles
+    assert BOUND.probe_ids.tolist() == BOUND.ids.tolist()
+    small = byte_tokenizer(["<|im_end|>"])
+    bound = HERMES.bind(small)
+    assert bound.tokens == ("<|im_end|>",)
+    assert {text: small.decode(list(ids)) for text, ids in bound.pieces.items()} == {m: m for m in bound.missing}
+    # They all begin with `<`; a format of words has a first piece for each.
+    assert bound.probe_tokens == ("<|im_end|>", "<tool_call>") and bound.probe_roles == ("end", "open")
+    assert bound.probe_ids.tolist() == small.encode("<|im_end|><", add_special_tokens=False)
+    words = format_named("react").bind(small)
+    assert words.probe_tokens == ("<|im_end|>", "Action:", "Final Answer:", "Observation:", "<search>")
+    known = byte_tokenizer(["<|im_end|>", "<"])  # a first piece that is a token of its own, of another kind
+    assert len({*HERMES.bind(known).probe_ids.tolist()}) == len(HERMES.bind(known).probe_ids) == 2
+
+
+ENDS = ["<|im_end|>", "<|endoftext|>"]
+FEW = byte_tokenizer(ENDS)
+
+
+@given(st.lists(st.sampled_from([*ALL, "a", "\n", "{"]), max_size=12))
+def test_a_first_piece_is_legal_where_a_marker_that_begins_with_it_is(parts: list[str]) -> None:
+    bound = HERMES.bind(FEW)
+    ids, pieces = encode("".join(parts)), FEW.encode("".join(parts), add_special_tokens=False)
+    whole = BOUND.slots([[*ids, 1]], [[True] * (len(ids) + 1)]).legal[0, -1]
+    found = bound.slots([[*pieces, 1]], [[True] * (len(pieces) + 1)]).legal[0, -1]
+    may = dict(zip(BOUND.tokens, whole.tolist(), strict=True))
+    own = [may[token] for token in bound.tokens]
+    assert found.tolist() == [*own, any(may[marker] for marker in bound.missing)]
+    # The spelled markers are those that are tokens for the other, where they stand.
+    starts = [0, *np.cumsum([1 if part in ENDS else len(part) for part in parts]).tolist()]
+    spans = [(0, a, b - 1, part) for part, a, b in zip(parts, starts, starts[1:], strict=False)]
+    assert bound.spelled([pieces], [[True] * len(pieces)]) == [span for span in spans if span[3] in bound.missing]
+    assert BOUND.spelled([ids], [[True] * len(ids)]) == []
+
+
 def legal_after(text: str) -> str:
     """The control tokens that may be sampled behind `text`, which opens a turn."""
     ids = np.array([[*encode(text), 1]])
@@ -188,7 +224,11 @@ def test_a_format_binds_to_any_duck() -> None:
         def decode(self, token_ids: list[int]) -> str:
             return "".join({3: "hi", 4: " "}[i] for i in token_ids)
 
+        def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+            return [3]  # `<unk>`, as it were
+
     bound = HERMES.bind(Words())
     assert isinstance(bound, BoundFormat)
+    assert bound.missing and bound.pieces == {} and bound.probe_tokens == bound.tokens
     assert bound.classify_ids([3, 4, 3, 2]).structure == "response"
     assert bound.classify_ids([0, 2]).reason == "control_tokens_only"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ..records import SLOTS, Classified, Slot, Stop
 from ..structure import Tools, judge
-from .spelling import Spelling
+from .spelling import Event, Spelling
 
 if TYPE_CHECKING:
     from .base import ChatFormat
@@ -54,6 +54,8 @@ class Tokenizer(Protocol):
 
     def decode(self, token_ids: list[int]) -> str: ...
 
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
+
 
 class SlotArrays(NamedTuple):
     """Where each token of a batch stands.
@@ -61,7 +63,8 @@ class SlotArrays(NamedTuple):
     `slot` (N, T) int8: code into `SLOTS` of what stands before the position in its turn, -1 where masked.
     `alive` (N, T) bool: nothing illegal was sampled before the position in its turn; False where masked.
     `turn` (N, T) int32: index of the turn within its rollout, -1 where masked.
-    `legal` (N, T, K) bool: may the k-th control token be sampled at the position? False where masked.
+    `legal` (N, T, K) bool: may the k-th of `probe_ids` be sampled at the position, a first piece as the beginning of
+    any of its markers? False where masked.
     """
 
     slot: Codes
@@ -74,8 +77,10 @@ class BoundFormat:
     """A chat format in the ids of one tokenizer.
 
     `tokens` and `ids` (K,): the control tokens that are single tokens of it. `missing`: the markers that are
-    not; slots and turns find them in the bytes that several tokens spell. `thinking`: the prompt of every turn
-    opens its reasoning block. `notes`: what `format_for` could not make sure of.
+    not; slots and turns find them in the bytes that several tokens spell. `pieces`: the ids that spell each of them,
+    as the tokenizer writes it alone. `probe_tokens` and `probe_ids` (K'): the control tokens, then every first piece
+    of `pieces` that is none itself, under the name of the first marker that begins so. `thinking`: the prompt of
+    every turn opens its reasoning block. `notes`: what `format_for` could not make sure of.
 
     Raises:
         ValueError: the tokenizer has none of the format's control tokens.
@@ -102,6 +107,20 @@ class BoundFormat:
         self._may = _may(chat_format.follow)
         self._first = _ROLES["think_open" if thinking else "start"]
         self._spelling = Spelling(chat_format, self.tokens, vocab)
+        self.pieces: dict[str, tuple[int, ...]] = self._spelling.written(tokenizer.encode)
+        begun: dict[int, list[str]] = {}  # the markers that begin with a piece
+        for text, spelled in self.pieces.items():
+            if spelled[0] not in self.ids:
+                begun.setdefault(spelled[0], []).append(text)
+        self.probe_tokens: tuple[str, ...] = (*self.tokens, *(texts[0] for texts in begun.values()))
+        self.probe_ids: npt.NDArray[np.int64] = np.array([*self.ids, *begun], np.int64)
+        self._probe_may = np.stack(
+            [
+                self._may[:, [_ROLES[chat_format.role[text]] for text in texts]].any(axis=1)
+                for texts in [[token] for token in self.tokens] + list(begun.values())
+            ],
+            axis=1,
+        )  # (states, K')
         self.notes: tuple[str, ...] = ()
 
     @property
@@ -112,6 +131,11 @@ class BoundFormat:
     def roles(self) -> tuple[str, ...]:
         """Role of each control token (K,)."""
         return tuple(self.format.role[token] for token in self.tokens)
+
+    @property
+    def probe_roles(self) -> tuple[str, ...]:
+        """Role of each of `probe_tokens` (K',)."""
+        return tuple(self.format.role[token] for token in self.probe_tokens)
 
     def _coded(self, ids: npt.ArrayLike, mask: Bools) -> Codes:
         """Token codes, ordinary where masked."""
@@ -168,23 +192,38 @@ class BoundFormat:
         broken = _before(_latest(illegal, position)) >= np.maximum(_latest(start, position), 0)
         slot = np.where(mask, self._slot[state], np.int8(-1))
         turn = np.where(mask, np.cumsum(start, axis=1, dtype=np.int32) - 1, -1).astype(np.int32)
-        legal = self._may[:, self._role[_CONTROL:]][state] & mask[..., None]  # (N, T, K)
+        legal = self._probe_may[state] & mask[..., None]  # (N, T, K')
         return SlotArrays(slot, mask & ~broken, turn, legal)
 
     def _spell(
         self, ids: npt.NDArray[np.int64], mask: Bools, codes: Codes, start: Bools, drawn: Codes, after: Codes
     ) -> None:
         """Write the markers that several tokens spell into `codes`, `drawn` and `after`, all (N, T)."""
+        for n, event in self._events(ids, mask, codes, start):
+            own = slice(event.first, event.last + 1)
+            codes[n, own][codes[n, own] == _ORDINARY] = _BLANK
+            if drawn[n, event.last] == _NONE and event.drawn:
+                drawn[n, event.last] = _ROLES[event.role]
+            after[n, event.last] = _ROLES[event.role]
+
+    def _events(
+        self, ids: npt.NDArray[np.int64], mask: Bools, codes: Codes, start: Bools
+    ) -> Iterator[tuple[int, Event]]:
+        """Row and event, its tokens counted from the row's first; arrays (N, T)."""
         for n in range(len(ids)):
             for begin, end in _spans(start[n], mask[n]):
                 control = codes[n, begin:end].astype(int) - _CONTROL
                 for event in self._spelling.events(ids[n, begin:end].tolist(), control.tolist()):
-                    own = slice(begin + event.first, begin + event.last + 1)
-                    codes[n, own][codes[n, own] == _ORDINARY] = _BLANK
-                    last = begin + event.last
-                    if drawn[n, last] == _NONE and event.drawn:
-                        drawn[n, last] = _ROLES[event.role]
-                    after[n, last] = _ROLES[event.role]
+                    yield n, event._replace(first=begin + event.first, last=begin + event.last)
+
+    def spelled(self, ids: npt.ArrayLike, mask: npt.ArrayLike) -> list[tuple[int, int, int, str]]:
+        """Row, first and last token, and text of each marker that several model tokens spell; `ids`, `mask` (N, T)."""
+        ids, mask = np.asarray(ids, np.int64), np.asarray(mask, bool)
+        if not self.missing:
+            return []
+        codes = self._coded(ids, mask)
+        found = self._events(ids, mask, codes, self._starts(codes, mask))
+        return [(n, event.first, event.last, event.marker) for n, event in found if event.drawn]
 
     def classify_ids(self, ids: npt.ArrayLike, stop: Stop | None = None, tools: Tools | None = None) -> Classified:
         """One assistant turn from its token ids (T,), with or without its end token.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -35,6 +35,8 @@ class Event(NamedTuple):
     role: str
     drawn: bool
     """Is it a marker? What only follows from the text, a call's beginning or end, is neither legal nor illegal."""
+    marker: str = ""
+    """The marker, as text; empty for what is none."""
 
 
 class Spelling:
@@ -59,10 +61,16 @@ class Spelling:
         self._in_text = re.compile(
             "(" + "|".join([*(re.escape(as_text[t]) for t in longest_first), _PRIVATE.pattern]) + ")"
         )
-        self._spelled_role = {as_bytes[text]: chat_format.role[text] for text in self._missing}
+        self._spelled = {as_bytes[text]: (chat_format.role[text], text) for text in self._missing}
         self._marker = {as_text[text]: text for text in self._missing}
         self._marker |= {chr(_PLANE + k): token for k, token in enumerate(tokens)}
         self._implicit = re.compile(chat_format.implicit.encode()) if chat_format.implicit else None
+
+    def written(self, encode: Callable[..., list[int]]) -> dict[str, tuple[int, ...]]:
+        """The ids that the tokenizer's `encode` writes each marker with that is no token, where they do spell it."""
+        ids = {text: tuple(encode(text, add_special_tokens=False)) for text in self._missing}
+        # Not so where characters are unknown to it; sentencepiece may put a space in front.
+        return {t: i for t, i in ids.items() if b"".join(self._bytes[j] for j in i).lstrip() == t.encode()}
 
     def pieces(self, parts: Sequence[str]) -> list[str]:
         """Cut `parts` (text, control token, text, ..., text) at the markers that are not tokens, too."""
@@ -80,17 +88,18 @@ class Spelling:
         ]
         data, ends = b"".join(parts), list(accumulate(map(len, parts)))
 
-        def event(begin: int, end: int, role: str, drawn: bool) -> Event:
-            return Event(bisect_right(ends, begin), bisect_right(ends, end - 1), role, drawn)
+        def event(begin: int, end: int, role: str, drawn: bool, marker: str = "") -> Event:
+            return Event(bisect_right(ends, begin), bisect_right(ends, end - 1), role, drawn, marker)
 
         role, loose, at = "start", False, 0
         for match in self._in_bytes.finditer(data):
             if self._loose:
                 yield from (event(*found) for found in self._bounds(data, at, match.start(), role, loose))
-            spelled_role = self._spelled_role.get(match.group())
-            if spelled_role is not None:
-                yield event(match.start(), match.end(), spelled_role, True)
-            role = spelled_role or self._role[match.group(1)[0] - 0x80]
+            if found := self._spelled.get(match.group()):
+                role, marker = found
+                yield event(match.start(), match.end(), role, True, marker)
+            else:
+                role = self._role[match.group(1)[0] - 0x80]
             loose = role == "prefix" or (loose and role == "divide")
             at = match.end()
         if self._loose:
