@@ -92,7 +92,7 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Attach; whatever is misconfigured fails here, before step 1."""
-        trainer = _calling_trainer(self)
+        trainer = calling_trainer(self)
         if trainer is not self._trainer:  # one whose training raised, and was caught, never said its end
             self.close("interrupted")
         self._seen.clear()  # of a step that a first try (`auto_find_batch_size`) did not finish
@@ -272,7 +272,7 @@ _MEASURED = frozenset(
 )
 
 
-def _calling_trainer(callback: TrainerCallback) -> Any:
+def calling_trainer(callback: TrainerCallback) -> Any:
     """The trainer whose callback handler is calling `callback`: transformers passes every argument but it.
 
     Raises:
