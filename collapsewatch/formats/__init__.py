@@ -1,9 +1,10 @@
 """Chat formats: the control tokens, slots and parser of each model family.
 
 To add one: write `formats/<name>.py` with a subclass of `formats.base.ChatFormat` that sets `name`, `markers`
-and `follow` and defines `calls` (what stands between the markers of a call, to `Found` or a `Reason`). Then add
-its line to `FORMATS`, and to `FAMILIES` in `tests/renderers.py` how its family writes a turn: the contract tests
-run over both. A format outside this package needs no line: name it `pkg.mod:Class`.
+and `follow` and defines `calls` (what stands between the markers of a call, to `Found` or a `Reason`), and where
+dialogues are to be written in it, `write`. Then add its line to `FORMATS`, and to `FAMILIES` in
+`tests/renderers.py` how its family writes a turn: the contract tests run over both. A format outside this package
+needs no line: name it `pkg.mod:Class`.
 """
 
 from __future__ import annotations
@@ -46,4 +47,26 @@ def format_named(name: str) -> ChatFormat:
         UnknownPlugin: nothing of that name can be loaded; the message lists the choices.
     """
     found: ChatFormat = resolve(FORMATS, name, "chat format")()
+    return found
+
+
+class CannotWrite(ValueError):
+    """Calls that a format has no way to write, or none of ours: what, got, expected."""
+
+
+def writers() -> tuple[str, ...]:
+    """The listed formats that can write calls."""
+    return tuple(name for name in FORMATS if format_named(name).writes)
+
+
+def writer_named(name: str) -> ChatFormat:
+    """As `format_named`, of a format that calls can be written in.
+
+    Raises:
+        UnknownPlugin: nothing of that name can be loaded.
+        CannotWrite: it only reads; the message lists those that write.
+    """
+    found = format_named(name)
+    if not found.writes:
+        raise CannotWrite(f"chat format: got {name!r}, which only reads, expected one of {', '.join(writers())}")
     return found

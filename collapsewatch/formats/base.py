@@ -13,6 +13,7 @@ from typing import ClassVar, NamedTuple
 
 from ..records import Call
 from ..structure import Parsed, Reason
+from . import CannotWrite, writers
 from .body import BARE_JSON, Found, json_calls, json_salvage
 from .bound import AFTER, BoundFormat, SlotArrays, Tokenizer
 from .spelling import spelled
@@ -73,6 +74,23 @@ class ChatFormat(ABC):
     def salvage(self, text: str) -> list[Call]:
         """The calls that a reader who cares for no marker finds in `text`; bounded work."""
         return json_salvage(text)
+
+    def write(self, calls: Sequence[Call]) -> str:
+        """The calls of one turn as the family writes them, without the turn's end: what `parse` reads back.
+
+        Raises:
+            CannotWrite: the format only reads, or has no way to write these calls.
+        """
+        raise CannotWrite(f"{self.name}: got calls to write, expected them for one of {', '.join(writers())}")
+
+    def answer(self, text: str) -> str:
+        """How a turn without calls says `text`, without the turn's end."""
+        return text
+
+    @property
+    def writes(self) -> bool:
+        """Can calls be written in it?"""
+        return type(self).write is not ChatFormat.write
 
     def split(self, text: str) -> list[str]:
         """`text` as pieces: text, marker, text, ..., text."""

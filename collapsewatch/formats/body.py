@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ..records import Call
 from ..structure import Reason
+from . import CannotWrite
 
 _GIVEN = r'"(?:arguments|parameters)"\s*:'
 # Its two keys in either order; the type that OpenAI's form states may stand before them.
@@ -79,6 +80,23 @@ def json_calls(text: str, arguments: str = "arguments", array: bool = False, who
     calls = [call_of(item, arguments) for item in value]
     broken = [call for call in calls if isinstance(call, Reason)]
     return broken[0] if broken else Found(tuple(call for call in calls if isinstance(call, Call)), rest)
+
+
+def json_text(value: Any) -> str:
+    """A value as JSON that `json_value` reads.
+
+    Raises:
+        CannotWrite: it is no JSON value.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise CannotWrite(f"call: got the argument {value!r}, expected a JSON value") from error
+
+
+def json_call(call: Call, arguments: str = "arguments") -> str:
+    """The JSON object that states a call: what `call_of` reads; raises as `json_text`."""
+    return json_text({"name": call.name, arguments: call.arguments})
 
 
 def json_series(

@@ -9,7 +9,7 @@ from typing import ClassVar
 from ..records import Call
 from ..structure import Reason
 from .base import ChatFormat, Found, Marker
-from .literals import SPACED, bare_call, call_list, call_salvage, list_start
+from .literals import SPACED, bare_call, call_list, call_salvage, call_text, list_start
 
 
 class Bracket(ChatFormat):
@@ -44,6 +44,9 @@ class Bracket(ChatFormat):
 
     def calls(self, body: Sequence[str]) -> Found | Reason:
         return call_list(body[0], SPACED)
+
+    def write(self, calls: Sequence[Call]) -> str:
+        return f"[{', '.join(map(call_text, calls))}]"
 
     def salvage(self, text: str) -> list[Call]:
         return call_salvage(text, SPACED)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+from ..records import Call
 from ..structure import Reason
 from .base import ChatFormat, Found, Marker, json_calls
+from .body import json_call
 
 
 class Hermes(ChatFormat):
@@ -41,3 +43,6 @@ class Hermes(ChatFormat):
 
     def calls(self, body: Sequence[str]) -> Found | Reason:
         return json_calls(body[0])
+
+    def write(self, calls: Sequence[Call]) -> str:
+        return "\n".join(f"<tool_call>\n{json_call(call)}\n</tool_call>" for call in calls)

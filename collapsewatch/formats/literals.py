@@ -63,6 +63,11 @@ def call_lines(text: str, name: str = NAME) -> Found | Reason:
     return Found(tuple(calls))
 
 
+def call_text(call: Call) -> str:
+    """A call written as Python: what `call_list` reads."""
+    return f"{call.name}({', '.join(f'{key}={value!r}' for key, value in call.arguments.items())})"
+
+
 def list_start(name: str = _PLAIN) -> str:
     """Where a list of calls begins: `[name(` first thing in the text, `[name(key=` or `[name()` anywhere."""
     return rf"\A\s*\[\s*{name}\(|\[\s*{name}{_FILLED}"

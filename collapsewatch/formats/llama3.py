@@ -9,7 +9,7 @@ from typing import ClassVar
 from ..records import Call
 from ..structure import Parsed, Reason
 from .base import ChatFormat, Found, Marker
-from .body import json_salvage, json_series
+from .body import json_call, json_salvage, json_series
 from .literals import call_lines, call_salvage
 
 _TAG, _MESSAGE = "<|python_tag|>", "<|eom_id|>"
@@ -51,6 +51,9 @@ class Llama3(ChatFormat):
         if isinstance(built_in, Reason):
             return built_in
         return Found(tuple(Call(call.name.removesuffix(".call"), call.arguments) for call in built_in.calls))
+
+    def write(self, calls: Sequence[Call]) -> str:
+        return "; ".join(json_call(call, "parameters") for call in calls)
 
     def salvage(self, text: str) -> list[Call]:
         return json_salvage(text) or call_salvage(text, _BUILTIN)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from ..records import Call
 from ..structure import Reason
 from .base import Found
-from .body import untyped
+from .body import json_text, untyped
 from .hermes import Hermes
 from .named import name_problem
 
@@ -54,12 +54,22 @@ class Qwen3Coder(Hermes):
             at = parameter.end()
         return Found((Call(opener[1].strip(), arguments),)) if _CLOSER.match(text, at) else Reason.INVALID_SYNTAX
 
+    def write(self, calls: Sequence[Call]) -> str:
+        return "\n".join(map(_tagged, calls))
+
     def salvage(self, text: str) -> list[Call]:
         return [
             Call(name, {key: _value(value) for key, value in _LOOSE_PARAMETER.findall(inside)})
             for name, inside in _LOOSE_CALL.findall(text[:65_536])
             if name.strip()
         ]
+
+
+def _tagged(call: Call) -> str:
+    """A call in the tags of the syntax; text stands as it is, other values as JSON."""
+    given = {key: value if isinstance(value, str) else json_text(value) for key, value in call.arguments.items()}
+    inside = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in given.items())
+    return f"<tool_call>\n<function={call.name}>\n{inside}</function>\n</tool_call>"
 
 
 def _value(text: str) -> Any:

@@ -9,8 +9,9 @@ from typing import ClassVar
 
 from ..records import Call
 from ..structure import Parsed, Reason
+from . import CannotWrite
 from .base import ChatFormat, Found, Marker
-from .body import json_value
+from .body import json_text, json_value
 
 _LOOSE = re.compile(r"Action[ \t*\d]{0,8}:[ \t*]*([^\n*]+)[\s*]*(?:Action[ \t*\d]{0,8}Input[ \t*\d]{0,8}:[\s*]*)?")
 
@@ -81,6 +82,14 @@ class React(ChatFormat):
             return Reason.INVALID_JSON
         value, rest = decoded
         return Found((Call(name, value),), rest) if isinstance(value, dict) else Reason.ARGUMENTS_NOT_OBJECT
+
+    def write(self, calls: Sequence[Call]) -> str:
+        if len(calls) != 1:
+            raise CannotWrite(f"react: got {len(calls)} calls in one turn, expected one")
+        return f"Action: {calls[0].name}\nAction Input: {json_text(calls[0].arguments)}\n"
+
+    def answer(self, text: str) -> str:
+        return f"Final Answer: {text}"
 
     def salvage(self, text: str) -> list[Call]:
         text = text[:65_536]
