@@ -3,7 +3,8 @@
 TRL's fused LM head never materialises logits. But the log-prob it returns for the label gives the normaliser,
 `logZ = z_label - logp_label`, so `log p(k) = z_k - logZ` needs only the K control columns of the LM head: no
 second forward, nothing of size T x V. Two forward hooks are enough: the backbone's for the hidden states, the
-outer model's for the label log-probs. Models that return logits are read directly.
+outer model's for the label log-probs. Logits that a model returns are read directly; and where no training forward
+passes by, `measure` makes one of its own.
 
 For a label that is a control token this reproduces the label's log-prob whatever the normaliser, so the self-check
 is another one: now and then, at a few positions, the label's log-prob from the whole LM head.
@@ -18,20 +19,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
-_CHUNK = 4096  # positions whose label rows of the LM head are gathered at once: bounds memory at 4096 x H
+from .head import AT_ONCE, COLUMNS, Head, HeadWeights, fold
+
 _CHECK_EVERY = 32  # fused forwards from one self-check to the next: it reads the whole head, once
 _CHECK_ROWS = 4
-_CHECK_COLUMNS = 32768  # of the head at once
 
 
 @dataclass(slots=True)
 class ProbeBatch:
-    """One training forward, seen at its labelled positions. Position j predicts token j + 1.
+    """One forward, seen at its labelled positions: P of its T positions, of which the last T - 1 have a label.
 
-    `logp` (B, T-1, K) float32 log-probabilities of the control tokens, NaN where unlabelled;
-    `label_logp` (B, T-1) the label's own; `entropy` (B, T-1) in nats, NaN where unlabelled, None if not given;
-    `labels` (B, T-1) token ids, -100 where unlabelled; `max_error` the self-check's largest |difference| between
+    Column j is the distribution that the token `labels[:, j]` was drawn from. P is T - 1; T where the forward was
+    given `shift_labels`, which stand at the position that predicts them; less where it kept fewer logits, the last.
+
+    `logp` (B, P, K) float32 log-probabilities of the control tokens, NaN where unlabelled;
+    `label_logp` (B, P) the label's own; `entropy` (B, P) in nats, NaN where unlabelled, None if not given;
+    `labels` (B, P) token ids, -100 where unlabelled; `max_error` the self-check's largest |difference| between
     `label_logp` and the whole LM head's, NaN where this forward was not checked.
     """
 
@@ -51,7 +56,7 @@ class ControlProbe:
     The probe never changes the forward; what it collects waits in `batches` until `drain`.
 
     Raises:
-        ValueError: the model has no backbone or no output embeddings to hook.
+        ValueError: the model has no backbone or no output embeddings to hook, or ZeRO-3 partitions it.
     """
 
     def __init__(
@@ -62,16 +67,15 @@ class ControlProbe:
         fp32_head: bool = False,
         guard: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        self._model = model.get_base_model() if hasattr(model, "get_base_model") else model
-        head = self._model.get_output_embeddings()
-        backbone = self._model.base_model
-        if head is None or backbone is self._model:
+        # The model as given: a PEFT wrapper calls its base model's `forward`, past the hooks there.
+        self._outer = model.module if isinstance(model, DistributedDataParallel) else model
+        self._model = self._outer.get_base_model() if hasattr(self._outer, "get_base_model") else self._outer
+        self._head = Head(self._model, temperature)
+        self._backbone = self._model.base_model
+        if self._backbone is self._model:
             raise ValueError(
                 f"probe: got {type(self._model).__name__}, expected a causal LM: a backbone and an LM head"
             )
-        text_config = self._model.config.get_text_config()
-        self._softcap: float | None = getattr(text_config, "final_logit_softcapping", None)
-        self._scale = _logit_scale(text_config)
         self._temperature, self._fp32_head, self._guard = temperature, fp32_head, guard
         self._ids = torch.as_tensor(list(token_ids), dtype=torch.long)
         self._hidden: torch.Tensor | None = None
@@ -79,9 +83,8 @@ class ControlProbe:
         self.armed = True
         self.batches: list[ProbeBatch] = []
         self._handles = [
-            backbone.register_forward_hook(self._keep_hidden, with_kwargs=True),
-            # The model as given: a PEFT wrapper calls its base model's `forward`, past the hooks there.
-            model.register_forward_hook(self._read, with_kwargs=True),
+            self._backbone.register_forward_hook(self._keep_hidden, with_kwargs=True),
+            self._outer.register_forward_hook(self._read, with_kwargs=True),
         ]
 
     def close(self) -> None:
@@ -103,6 +106,56 @@ class ControlProbe:
         finally:
             self.armed = before
 
+    @torch.no_grad()
+    def measure(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        token_ids: Sequence[int] | None = None,
+    ) -> ProbeBatch:
+        """One forward of its own over `input_ids` (B, T), without gradient and dropout, in any loop.
+
+        `labels` (B, T), -100 where no position is to be read; by default every token that `attention_mask` shows.
+        `token_ids` (K,): other control tokens than the probe's own. The LM head is read in blocks. Neither the
+        model's mode nor what probes collect changes. On every rank alike where FSDP2 shards the model.
+        """
+        labels = _own_labels(input_ids, attention_mask) if labels is None else labels
+        ids = self._ids if token_ids is None else torch.as_tensor(list(token_ids), dtype=torch.long)
+        device = self._model.device
+        input_ids = input_ids.to(device)
+        attention_mask = None if attention_mask is None else attention_mask.to(device)
+        with self.disarmed(), _evaluating(self._outer):
+            hidden = self._hidden_states(input_ids, attention_mask)
+        dtype = self._dtype(hidden)
+        with torch.autocast(hidden.device.type, enabled=False):
+            weights = self._head.read(dtype)
+            batch, places, ids = _blank(labels[:, 1:], ids, weights.device)
+            entropy = torch.full_like(batch.label_logp, float("nan"))
+            for at in _chunks(places, weights.rows_at_once(COLUMNS)):
+                rows, targets = hidden[at].to(weights.device), batch.labels[at]  # (c, H), (c,)
+                log_z, entropy[at] = fold(weights.blocks(rows))
+                batch.logp[at] = weights.some(rows, ids) - log_z[:, None]
+                batch.label_logp[at] = weights.own(rows, targets) - log_z
+        batch.entropy = entropy
+        return batch
+
+    def _hidden_states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """The backbone's last hidden states (B, T, H)."""
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+        if not hasattr(self._outer, "unshard"):
+            found: torch.Tensor = self._backbone(**given).last_hidden_state
+            return found
+        # FSDP2 gathers what its layers do not own in the forward of the whole; of the head, one position.
+        kept: list[torch.Tensor] = []
+        handle = self._backbone.register_forward_hook(lambda module, args, out: kept.append(out.last_hidden_state))
+        try:
+            self._outer(**given, logits_to_keep=1)
+        finally:
+            handle.remove()
+            self._outer.reshard()  # it waits for a backward otherwise
+        return kept[0]
+
     def _keep_hidden(self, module: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
         # Generation steps carry a cache and no gradient; only the training forward is of interest.
         self._hidden = None
@@ -113,98 +166,111 @@ class ControlProbe:
     @torch.no_grad()
     def _read(self, module: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
         hidden, self._hidden = self._hidden, None
-        labels = kwargs.get("labels")
-        if hidden is None or labels is None:
+        if hidden is None:
             return
         with self._guard():
-            labels = labels[:, 1:]  # (B, T-1)
+            labels, shifted = _labels_of(args, kwargs)
+            if labels is None:
+                return
             if kwargs.get("fused_lm_head"):
-                device = hidden.device.type
-                # The kernel rounds logits to the forward's dtype; the same rounding here keeps the difference exact.
-                dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-                with torch.autocast(device, enabled=False):
-                    batch = self._from_hidden(hidden[:, :-1], labels, out, torch.float32 if self._fp32_head else dtype)
-                self.batches.append(batch)
-            else:
-                self.batches.append(self._from_logits(out.logits.detach()[:, :-1], labels))
+                dtype, labels = self._dtype(hidden), labels if shifted else labels[:, 1:]
+                with torch.autocast(hidden.device.type, enabled=False):
+                    self.batches.append(self._from_hidden(hidden, labels, out, dtype))
+            elif out.logits.requires_grad:
+                logits = out.logits.detach()
+                labels = labels[:, -logits.size(1) :]
+                if not shifted:
+                    logits, labels = logits[:, :-1], labels[:, 1:]
+                self.batches.append(self._from_logits(logits, labels))
+
+    def _dtype(self, hidden: torch.Tensor) -> torch.dtype:
+        """What the forward multiplies hidden states with its head in."""
+        device = hidden.device.type
+        if self._fp32_head:
+            return torch.float32
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
     def _from_hidden(self, hidden: torch.Tensor, labels: torch.Tensor, out: Any, dtype: torch.dtype) -> ProbeBatch:
-        """From `hidden` (B, T-1, H) and the fused head's output: the labels' log-probs (B, T-1), logits in `dtype`."""
-        head = self._model.get_output_embeddings()
-        weight, bias = _whole(head.weight), _whole(getattr(head, "bias", None))
-        label_logp = out.log_probs.detach().float()
-        mask = labels != -100
-        rows, targets, known = hidden[mask], labels[mask], label_logp[mask]  # (n, H), (n,), (n,)
-        ids = self._ids.to(weight.device)
-        control = weight[ids].to(dtype)  # (K, H)
-        logp = label_logp.new_full((*mask.shape, len(ids)), float("nan"))
-        found = []
-        for start in range(0, len(rows), _CHUNK):
-            part, target = rows[start : start + _CHUNK], targets[start : start + _CHUNK]
-            z_control = part.to(dtype) @ control.T  # (c, K)
-            own = weight[target].to(dtype)  # (c, H)
-            z_label = torch.einsum("nh,nh->n", part.to(dtype).float(), own.float()).to(dtype)  # (c,)
-            if bias is not None:
-                z_control, z_label = z_control + bias[ids].to(dtype), z_label + bias[target].to(dtype)
-            log_z = self._transform(z_label) - known[start : start + _CHUNK]
-            found.append(self._transform(z_control) - log_z[:, None])
-        if found:
-            logp[mask] = torch.cat(found)
-        error = float("nan")
-        if found and self._forwards % _CHECK_EVERY == 0:
-            some = torch.linspace(0, len(rows) - 1, min(len(rows), _CHECK_ROWS), device=rows.device).long()
-            whole = self._whole_head(rows[some].to(dtype), targets[some], weight, bias)
-            error = float((whole - known[some]).abs().max())
+        """From `hidden` (B, T, H) and the fused head's output: the log-probs of `labels` (B, P); logits in `dtype`."""
+        weights = self._head.read(dtype)
+        batch, places, ids = _blank(labels, self._ids, weights.device)
+        batch.label_logp = out.log_probs.detach().float()
+        for at in _chunks(places, weights.rows_at_once()):
+            rows = hidden[at].to(weights.device)  # (c, H)
+            log_z = weights.own(rows, batch.labels[at]) - batch.label_logp[at]  # (c,)
+            batch.logp[at] = weights.some(rows, ids) - log_z[:, None]
+        if len(places[0]) and self._forwards % _CHECK_EVERY == 0:
+            batch.max_error = self._check(hidden, batch, places, weights)
         self._forwards += 1
-        entropy = None if out.entropy is None else out.entropy.detach().float().masked_fill(~mask, float("nan"))
-        return ProbeBatch(logp, label_logp, labels, entropy, error)
+        if out.entropy is not None:
+            batch.entropy = out.entropy.detach().float().masked_fill(batch.labels == -100, float("nan"))
+        return batch
 
-    def _whole_head(
-        self, rows: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-    ) -> torch.Tensor:
-        """The log-probs (c,) of `targets` (c,) with a normaliser from every column of the LM head."""
-        parts, label = [], rows.new_zeros(len(rows), dtype=torch.float32)
-        for start in range(0, len(weight), _CHECK_COLUMNS):
-            z = rows @ weight[start : start + _CHECK_COLUMNS].to(rows.dtype).T  # (c, columns)
-            if bias is not None:
-                z = z + bias[start : start + _CHECK_COLUMNS].to(rows.dtype)
-            z = self._transform(z)
-            parts.append(z.logsumexp(-1))
-            here = (targets >= start) & (targets < start + z.size(1))
-            label[here] = z[here, targets[here] - start]
-        return label - torch.stack(parts).logsumexp(0)
+    def _check(
+        self, hidden: torch.Tensor, batch: ProbeBatch, places: tuple[torch.Tensor, ...], weights: HeadWeights
+    ) -> float:
+        """The largest |difference| between some labels' log-probs and those that the whole head gives."""
+        count = len(places[0])
+        some = torch.linspace(0, count - 1, min(count, _CHECK_ROWS), device=places[0].device).long()
+        at = tuple(axis[some] for axis in places)
+        rows = hidden[at].to(weights.device)
+        log_z, _ = fold(weights.blocks(rows))
+        return float((weights.own(rows, batch.labels[at]) - log_z - batch.label_logp[at]).abs().max())
 
     def _from_logits(self, logits: torch.Tensor, labels: torch.Tensor) -> ProbeBatch:
-        """From `logits` (B, T-1, V), scaled and soft-capped by the model itself."""
-        mask = labels != -100
-        rows = logits[mask].float() / self._temperature  # (n, V)
-        log_z = rows.logsumexp(-1)
-        logp = rows.new_full((*mask.shape, len(self._ids)), float("nan"))
-        label_logp = rows.new_full(mask.shape, float("nan"))
-        logp[mask] = rows[:, self._ids.to(rows.device)] - log_z[:, None]
-        label_logp[mask] = rows.gather(1, labels[mask][:, None])[:, 0] - log_z
-        return ProbeBatch(logp, label_logp, labels, None)
-
-    def _transform(self, logits: torch.Tensor) -> torch.Tensor:
-        logits = logits.float() * self._scale
-        if self._softcap is not None:
-            logits = self._softcap * torch.tanh(logits / self._softcap)
-        return logits / self._temperature
+        """From `logits` (B, P, V), scaled and soft-capped by the model itself, at `labels` (B, P)."""
+        batch, places, ids = _blank(labels, self._ids, logits.device)
+        entropy = torch.full_like(batch.label_logp, float("nan"))
+        for at in _chunks(places, max(1, AT_ONCE // logits.size(-1))):
+            z = logits[at]  # (c, V)
+            log_z, entropy[at] = fold(part.float() / self._temperature for part in torch.split(z, COLUMNS, dim=1))
+            batch.logp[at] = z[:, ids].float() / self._temperature - log_z[:, None]
+            own = z.gather(1, batch.labels[at][:, None])[:, 0]
+            batch.label_logp[at] = own.float() / self._temperature - log_z
+        batch.entropy = entropy
+        return batch
 
 
-def _whole(parameter: Any) -> Any:
-    """A parameter as one tensor: FSDP2 shards it."""
-    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+def _blank(
+    labels: torch.Tensor, ids: torch.Tensor, device: torch.device
+) -> tuple[ProbeBatch, tuple[torch.Tensor, ...], torch.Tensor]:
+    """On `device`: a batch in which nothing is known yet, where its `labels` (B, P) stand, and the `ids` (K,)."""
+    labels = labels.to(device)
+    logp = torch.full((*labels.shape, len(ids)), float("nan"), device=device)
+    batch = ProbeBatch(logp, torch.full(labels.shape, float("nan"), device=device), labels, None)
+    return batch, (labels != -100).nonzero(as_tuple=True), ids.to(device)
 
 
-def _logit_scale(config: Any) -> float:
-    """What a model family multiplies its logits by; 1 for most."""
-    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
-        value = getattr(config, name, None)
-        if value is not None:
-            return float(value)
-    scaling = getattr(config, "logits_scaling", None)
-    if scaling is None:
-        return 1.0
-    # Under one name, Granite divides its logits and HyperCLOVA X multiplies them.
-    return float(scaling) if config.model_type == "hyperclovax" else 1.0 / float(scaling)
+def _labels_of(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[torch.Tensor | None, bool]:
+    """The labels that a forward was given, or those its own input makes; and are they shifted already?"""
+    if kwargs.get("shift_labels") is not None:
+        return kwargs["shift_labels"], True
+    if kwargs.get("labels") is not None:
+        return kwargs["labels"], False
+    given = dict(zip(("input_ids", "attention_mask"), args, strict=False)) | kwargs
+    input_ids, mask = given.get("input_ids"), given.get("attention_mask")
+    return None if input_ids is None else _own_labels(input_ids, mask), False
+
+
+def _own_labels(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """Every token but those that the mask (B, T) hides; a mask of another shape says nothing of padding."""
+    if attention_mask is None or attention_mask.shape != input_ids.shape:
+        return input_ids
+    return input_ids.masked_fill(attention_mask == 0, -100)
+
+
+def _chunks(places: tuple[torch.Tensor, ...], size: int) -> Iterator[tuple[torch.Tensor, ...]]:
+    """`places` (axis by axis, (n,) each) in pieces of `size`."""
+    return zip(*(torch.split(axis, size) for axis in places), strict=True)
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode inside the block, and as it was after it."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

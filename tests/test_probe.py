@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import math
 from contextlib import nullcontext, suppress
 from typing import Any
 
+import peft
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
@@ -22,7 +26,9 @@ from transformers import (
 )
 from trl.trainer.utils import add_fused_lm_head
 
+from collapsewatch import head as head_module
 from collapsewatch import probe as probe_module
+from collapsewatch.head import fold
 from collapsewatch.probe import ControlProbe
 
 V, CONTROL = 500, [3, 17, 250, 499]
@@ -196,8 +202,8 @@ def test_any_mask_in_any_chunks(labelled: list[list[bool]], chunk: int, columns:
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     inputs["labels"] = inputs["input_ids"].masked_fill(~torch.tensor(labelled), -100)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probe_module, "_CHUNK", chunk)
-        patch.setattr(probe_module, "_CHECK_COLUMNS", columns)
+        patch.setattr(head_module, "AT_ONCE", chunk * columns)
+        patch.setattr(head_module, "COLUMNS", columns)
         probe = ControlProbe(SHARED, range(V))
         SHARED(**inputs, fused_lm_head=True)
         probe.close()
@@ -230,7 +236,8 @@ def test_only_training_forwards_are_collected() -> None:
     with torch.no_grad():
         model(**inputs, fused_lm_head=True)  # the old policy's, or a reference adapter's pass
     reference(**inputs, fused_lm_head=True)
-    model(input_ids=inputs["input_ids"], use_cache=False)  # no labels
+    with torch.no_grad():
+        model(input_ids=inputs["input_ids"], use_cache=False)
     model.generate(inputs["input_ids"][:, :4], attention_mask=inputs["attention_mask"][:, :4], max_new_tokens=2)
     with probe.disarmed():
         model(**inputs, fused_lm_head=True)
@@ -240,6 +247,158 @@ def test_only_training_forwards_are_collected() -> None:
     assert probe.drain() == []
     model(**inputs, fused_lm_head=True)
     assert len(probe.drain()) == 1
+
+
+def test_without_labels_the_input_is_read_where_the_mask_shows_it() -> None:
+    model, inputs = made(tied, fused=False), batch()
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    probe, expected = ControlProbe(model, CONTROL), brute(model, inputs)
+    model(input_ids=ids, attention_mask=mask, use_cache=False)
+    model(ids, mask, use_cache=False)
+    for found in probe.drain():
+        assert torch.equal(found.labels, ids.masked_fill(mask == 0, -100)[:, 1:])
+        assert compare(found, expected) <= 1e-5
+    model(ids, use_cache=False)  # nothing is padding
+    model(inputs_embeds=model.get_input_embeddings()(ids), use_cache=False)  # nothing says which tokens these were
+    (found,) = probe.drain()
+    assert torch.equal(found.labels, ids[:, 1:])
+
+
+def test_the_last_logits_alone() -> None:
+    model, inputs = made(tied, fused=False), batch()
+    expected = brute(model, inputs)
+    probe = ControlProbe(model, CONTROL)
+    model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], logits_to_keep=9, use_cache=False)
+    (found,) = probe.drain()
+    assert found.labels.shape == (3, 8) and compare(found, expected[:, -8:]) <= 1e-5
+
+
+def test_entropy_of_logits() -> None:
+    model, inputs = made(tied, fused=False), batch()
+    probe, expected = ControlProbe(model, CONTROL), brute(model, inputs)
+    model(**inputs, use_cache=False)
+    (found,) = probe.drain()
+    held = found.labels != -100
+    entropy = -(expected.exp() * expected).sum(-1)
+    assert found.entropy is not None and torch.isnan(found.entropy[~held]).all()
+    torch.testing.assert_close(found.entropy[held], entropy[held], atol=1e-5, rtol=1e-5)
+
+
+def test_labels_that_are_shifted_already() -> None:
+    """As TRL's AsyncGRPO packs several rollouts into one row."""
+    model, inputs = made(untied), batch(rows=1)
+    ids, labels = inputs["input_ids"], inputs["labels"]
+    shifted = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+    shifted[:, -1] = 7  # a label behind the last token: only shifted ones can stand there
+    probe = ControlProbe(model, CONTROL)
+    model(input_ids=ids, position_ids=torch.arange(ids.size(1))[None], shift_labels=shifted, fused_lm_head=True)
+    (found,) = probe.drain()
+    with torch.no_grad():
+        expected = model(input_ids=ids, use_cache=False).logits.log_softmax(-1)  # (B, T, V)
+    assert torch.equal(found.labels, shifted) and found.max_error <= 1e-5
+    assert compare(found, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("build", MODELS, ids=lambda build: build.__name__)
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_a_forward_of_its_own(build: Any, temperature: float) -> None:
+    model, inputs = made(build, temperature, fused=False), batch()
+    model.base_model.layers[0].eval()  # somebody's own choice
+    modes = [module.training for module in model.modules()]
+    probe, other = ControlProbe(model, CONTROL, temperature), ControlProbe(model, CONTROL)
+    expected = brute(model, inputs, temperature)
+    found = probe.measure(**inputs)
+    assert compare(found, expected) <= 1e-5 and not found.logp.requires_grad
+    held = found.labels != -100
+    entropy = -(expected.exp() * expected).sum(-1)
+    torch.testing.assert_close(found.entropy[held], entropy[held], atol=1e-4, rtol=1e-4)
+    every = probe.measure(inputs["input_ids"], inputs["attention_mask"], token_ids=[5])
+    assert torch.equal(every.labels, inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)[:, 1:])
+    held = every.labels != -100
+    assert (every.logp[..., 0] - expected[..., 5])[held].abs().max() <= 1e-5
+    assert [module.training for module in model.modules()] == modes
+    assert probe.drain() == other.drain() == [] and probe.armed
+
+
+def test_a_forward_of_its_own_amid_training_has_no_dropout_and_changes_nothing() -> None:
+    model, inputs = made(tied), batch()
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5
+    probe = ControlProbe(model, CONTROL)
+    torch.manual_seed(3)
+    first = probe.measure(**inputs)
+    again, drawn = probe.measure(**inputs), torch.rand(1)
+    assert torch.equal(first.label_logp.nan_to_num(), again.label_logp.nan_to_num())
+    torch.manual_seed(3)
+    assert torch.equal(drawn, torch.rand(1))
+    model(**inputs, fused_lm_head=True).loss.backward()
+    assert len(probe.drain()) == 1
+
+
+def test_a_forward_of_its_own_under_bf16_autocast() -> None:
+    model, inputs = made(tied, 0.7), batch()
+    probe = ControlProbe(model, CONTROL, 0.7)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = probe.measure(**inputs)
+        out = model(**inputs, fused_lm_head=True)
+    (trained,) = probe.drain()
+    assert (found.label_logp - out.log_probs)[found.labels != -100].abs().max() <= 2e-3
+    torch.testing.assert_close(found.logp, trained.logp, atol=2e-3, rtol=0, equal_nan=True)
+
+
+class Largest(TorchDispatchMode):
+    """The most elements that any tensor made inside holds."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        shared = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if hasattr(leaf, "shape")}
+        sizes = [leaf.numel() for leaf in made if leaf.untyped_storage().data_ptr() not in shared]  # a view is none
+        self.size = max([self.size, *sizes])
+        return out
+
+
+@pytest.mark.parametrize("how", ["fused", "logits", "measure"])
+def test_nothing_of_positions_by_vocabulary_is_made(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, length, vocabulary, width = 2, 256, 40_000, 8
+    sizes = {**SIZES, "vocab_size": vocabulary, "hidden_size": width, "intermediate_size": 8, "num_hidden_layers": 1}
+    model = made(lambda: Qwen2ForCausalLM(Qwen2Config(**sizes, tie_word_embeddings=False)), fused=how == "fused")
+    inputs: dict[str, Any] = {"input_ids": torch.randint(2, vocabulary, (rows, length)), "use_cache": False}
+    inputs["labels"] = inputs["input_ids"]
+    seen = Largest()
+    if how == "measure":
+        with seen:
+            ControlProbe(model, CONTROL).measure(inputs["input_ids"])
+    else:
+        # The first forward is checked against the whole head, at four positions; those that follow are not.
+        monkeypatch.setattr(probe_module, "_CHECK_ROWS", 4)
+        first = Largest()
+        guards = iter([nullcontext(), first, nullcontext(), seen])  # the guard is what the hooks work in
+        probe = ControlProbe(model, CONTROL, guard=lambda: next(guards))
+        for _ in range(2):
+            model(**inputs, **({"fused_lm_head": True} if how == "fused" else {}))
+        assert len(probe.drain()) == 2
+        assert first.size <= max(head_module.AT_ONCE, 4 * head_module.COLUMNS)
+    positions = rows * (length - 1)
+    assert positions * vocabulary > head_module.AT_ONCE
+    assert 0 < seen.size <= (head_module.AT_ONCE if how != "fused" else positions * width) < positions * vocabulary
+    assert how != "fused" or seen.size < vocabulary * width
+
+
+@given(
+    st.lists(st.lists(st.floats(-200, 200) | st.just(-math.inf), min_size=1, max_size=5), min_size=1, max_size=4),
+    st.floats(-200, 200),
+)
+def test_blocks_fold_into_normaliser_and_entropy(blocks: list[list[float]], first: float) -> None:
+    parts = [torch.tensor([block]) for block in ([first, *blocks[0]], *blocks[1:])]
+    whole = torch.cat(parts, dim=1).double()
+    log_z, entropy = fold(parts)
+    logp = whole.log_softmax(-1)
+    assert float((log_z - whole.logsumexp(-1)).abs()) <= 1e-4
+    assert float((entropy + torch.special.xlogy(logp.exp(), logp.exp()).sum(-1)).abs()) <= 1e-5
 
 
 def test_forward_and_gradients_are_untouched_and_hooks_go() -> None:
@@ -282,20 +441,20 @@ def test_a_wrapper_that_calls_forward_past_the_hooks() -> None:
 
 
 def test_a_lora_adapter() -> None:
-    peft = pytest.importorskip("peft", reason="peft is not installed")
     model, inputs = made(untied), batch()
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
     probe = ControlProbe(adapted, CONTROL)
     adapted(**inputs, fused_lm_head=True)
     (found,) = probe.drain()
     assert compare(found, brute(adapted, inputs)) <= 1e-5
+    assert compare(probe.measure(**inputs), brute(adapted, inputs)) <= 1e-5
 
 
 def test_a_failure_of_the_hooks_goes_to_the_guard(monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = made(tied), batch()
     for guard, outcome in ((nullcontext, pytest.raises(RuntimeError, match="torn")), (None, nullcontext())):
         probe = ControlProbe(model, CONTROL, guard=guard or (lambda: suppress(RuntimeError)))
-        monkeypatch.setattr(probe, "_transform", _torn)
+        monkeypatch.setattr(probe._head, "transform", _torn)
         with outcome:
             out = model(**inputs, fused_lm_head=True)
             out.loss.backward()
@@ -305,6 +464,14 @@ def test_a_failure_of_the_hooks_goes_to_the_guard(monkeypatch: pytest.MonkeyPatc
 
 def _torn(*args: Any) -> Any:
     raise RuntimeError("torn")
+
+
+def test_zero_3_is_refused() -> None:
+    model = made(untied)
+    model.lm_head.weight.ds_id = 7  # how DeepSpeed marks a parameter whose values are elsewhere
+    with pytest.raises(ValueError, match=r"probe: got ZeRO-3.*expected"):
+        ControlProbe(model, CONTROL)
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_a_model_without_a_head_is_refused() -> None:
