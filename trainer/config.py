@@ -70,6 +70,14 @@ class TrainConfig:
     """Steps between two applications while the alarm holds."""
     fa_per_10k: float = 50.0
     """False-alarm budget of the detector, per 10,000 steps."""
+    probe_every: int = 10
+    """Steps between two scorings of a fixed set of expert dialogues; 0 for never."""
+    probe_tasks: int = 16
+    """Dialogues in that set, of tasks that are not trained on."""
+    alternate_format: str = ""
+    """A second chat format the set is scored in; half of the tiny model's warm start is in it, too."""
+    save_model: bool = False
+    """Keep the trained model in the run's folder, as `model/`."""
 
     def __post_init__(self) -> None:
         for knob, low in _AT_LEAST.items():
@@ -77,6 +85,8 @@ class TrainConfig:
                 raise ConfigError(f"{knob}: got {getattr(self, knob)!r}, expected at least {low}")
         if self.loss_type not in LOSS_TYPES:
             raise ConfigError(f"loss_type: got {self.loss_type!r}, expected one of {', '.join(LOSS_TYPES)}")
+        if self.alternate_format and self.alternate_format == self.chat_format:
+            raise ConfigError(f"alternate_format: got {self.alternate_format!r}, expected another than chat_format")
         if not self.name or "/" in self.name or self.name.startswith(".") or not self.name.isprintable():
             raise ConfigError(f"name: got {self.name!r}, expected a plain folder name")
 
@@ -90,7 +100,7 @@ LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "vespo")
 _AT_LEAST: dict[str, float] = {
     "seed": 0, "warm_start": 0, "steps": 1, "learning_rate": 0.0, "warmup_steps": 0, "prompts": 1, "rollouts": 2,
     "max_turns": 1, "max_turn_tokens": 1, "temperature": 1e-3, "beta": 0.0, "num_iterations": 1,
-    "sft_learning_rate": 0.0, "sft_updates": 1, "cooldown": 1, "fa_per_10k": 1e-6,
+    "sft_learning_rate": 0.0, "sft_updates": 1, "probe_every": 0, "probe_tasks": 1, "cooldown": 1, "fa_per_10k": 1e-6,
 }  # fmt: skip
 
 

@@ -3,6 +3,9 @@
 A dialogue is its prompt, then turns of the model and what the environment adds between them. Each piece is
 tokenized once, on its own, so sampled ids stay exactly as sampled and expert turns get the ids they would have
 had if the model had sampled their text.
+
+A dialogue may be written in another chat format than the template's own: then its calls are text, a system message
+says how to write them, and tools answer as the user.
 """
 
 from __future__ import annotations
@@ -10,7 +13,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from collapsewatch.formats.base import ChatFormat
 from collapsewatch.interventions.sft import TokenRow
+from collapsewatch.records import Call
 
 from .environments.base import Environment, Message, Task
 
@@ -26,10 +31,16 @@ BRIDGES = 10_000
 
 
 class Renderer:
-    """Renders one environment's messages with one tokenizer's chat template."""
+    """Renders one environment's messages with one tokenizer's chat template.
 
-    def __init__(self, tokenizer: Any, environment: Environment) -> None:
-        self.tokenizer = tokenizer
+    `writer`: the chat format that calls are written in, instead of the template's own.
+
+    Raises:
+        TemplateError: the template does not end a turn by the tokenizer's end token, or the format knows no such end.
+    """
+
+    def __init__(self, tokenizer: Any, environment: Environment, writer: ChatFormat | None = None) -> None:
+        self.tokenizer, self.writer = tokenizer, writer
         self._tools = list(environment.tools)
         self.end_id: int = tokenizer.eos_token_id
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -41,9 +52,19 @@ class Renderer:
                 "expected the one that ends an assistant message"
             )
 
+        if writer is not None and writer.role.get(self.end_text) != "end":
+            ends = " ".join(text for text, role in writer.role.items() if role == "end")
+            raise TemplateError(
+                f"chat format: got {writer.name}, whose turns end by one of {ends}, expected one that ends them by "
+                f"{self.end_text}"
+            )
+
     def _text(self, messages: Sequence[Message], *, generate: bool) -> str:
+        tools = self._tools if self.writer is None else None
+        if self.writer is not None:
+            messages = in_format(messages, self._tools, self.writer)
         text: str = self.tokenizer.apply_chat_template(
-            list(messages), tools=self._tools, add_generation_prompt=generate, tokenize=False
+            list(messages), tools=tools, add_generation_prompt=generate, tokenize=False
         )
         return text
 
@@ -93,3 +114,48 @@ class Renderer:
             ids, mask = ids + turn, mask + [1] * len(turn)
             history.append(message)
         return TokenRow(ids, mask)
+
+
+def in_format(messages: Sequence[Message], tools: Sequence[dict[str, Any]], writer: ChatFormat) -> list[Message]:
+    """A dialogue with its calls written out as text: what no chat template has to know of.
+
+    What is said beside a call is left out, since most formats take nothing there.
+    """
+    told: list[Message] = [{"role": "system", "content": how_to_call(tools, writer)}]
+    for message in messages:
+        role, content = message["role"], message.get("content") or ""
+        if role == "system":
+            told[0] = {"role": role, "content": f"{content}\n{told[0]['content']}"}
+        elif role == "tool":
+            result = f"Result: {content}"
+            if told[-1].get("results"):
+                result = f"{told.pop()['content']}\n{result}"
+            told.append({"role": "user", "content": result, "results": True})
+        elif role == "assistant":
+            functions = [call["function"] for call in message.get("tool_calls") or ()]
+            calls = [Call(function["name"], function["arguments"]) for function in functions]
+            told.append({"role": role, "content": writer.write(calls) if calls else writer.answer(content)})
+        else:
+            told.append(message)
+    return [{"role": message["role"], "content": message["content"]} for message in told]
+
+
+_EXAMPLES: dict[str, Any] = {"integer": 1, "number": 1, "boolean": True, "array": [], "object": {}}
+
+
+def how_to_call(tools: Sequence[dict[str, Any]], writer: ChatFormat) -> str:
+    """The system text of a dialogue in `writer`'s format: the tools, and the first of them called as an example."""
+    functions = [tool["function"] for tool in tools]
+    kinds = [
+        {key: str(value.get("type", "any")) for key, value in function["parameters"]["properties"].items()}
+        for function in functions
+    ]
+    lines = [
+        f"{function['name']}({', '.join(f'{key}: {kind}' for key, kind in of.items())}): {function['description']}"
+        for function, of in zip(functions, kinds, strict=True)
+    ]
+    example = Call(functions[0]["name"], {key: _EXAMPLES.get(kind, "...") for key, kind in kinds[0].items()})
+    lines += ["To call a tool, write the call and nothing else:", writer.write([example]).strip()]
+    if writer.answer("") != "":
+        lines += ["To answer:", writer.answer("...")]
+    return "\n".join(lines)

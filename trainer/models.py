@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from transformers import (
 )
 
 from collapsewatch.database import first_line
+from collapsewatch.formats.base import ChatFormat
 from collapsewatch.interventions.sft import TokenRow, sft_update
 
-from .dialogues import Renderer
+from .dialogues import Renderer, in_format
 from .environments.base import Environment
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -86,11 +87,14 @@ def tiny_model(tokenizer: Any, seed: int) -> Qwen2ForCausalLM:
     return Qwen2ForCausalLM(config)
 
 
-def _fingerprint(environment: Environment, seed: int, batches: int) -> str:
+def _fingerprint(environment: Environment, seed: int, batches: int, alternate: ChatFormat | None = None) -> str:
     """Changes whenever anything the warm start depends on changes."""
     here = Path(__file__).parent
     sources = [path.read_bytes() for path in sorted(here.rglob("*.py")) if path.name in _WARM_START_SOURCES]
     key = repr((environment.name, seed, batches, torch.__version__)).encode()
+    if alternate is not None:
+        (task,) = environment.tasks(1, WARM_START_SEED)
+        key += repr(in_format([*task.prompt, *environment.expert(task)], environment.tools, alternate)).encode()
     return hashlib.sha256(b"".join([key, TEMPLATE.read_bytes(), *sources])).hexdigest()[:16]
 
 
@@ -105,50 +109,63 @@ def cache_folder() -> Path:
 
 def warm_start(
     model: Any,
-    renderer: Renderer,
+    renderers: Sequence[Renderer],
     environment: Environment,
     seed: int,
     batches: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Teach a fresh model the format: `batches` AdamW steps on 16 expert dialogues each, up to 2e-3 and down to 0."""
+    """Teach a fresh model its formats: `batches` AdamW steps on 16 expert dialogues each, up to 2e-3 and down to 0."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=max(batches, 1), pct_start=0.15)
     model.train()
-    for batch, rows in enumerate(_expert_batches(renderer, environment, seed, batches)):
-        sft_update(model, optimizer, rows, renderer.pad_id)
+    for batch, rows in enumerate(_expert_batches(renderers, environment, seed, batches)):
+        sft_update(model, optimizer, rows, renderers[0].pad_id)
         schedule.step()
         if progress is not None:
             progress(batch + 1, batches)
 
 
 def _expert_batches(
-    renderer: Renderer, environment: Environment, seed: int, batches: int, size: int = 16
+    renderers: Sequence[Renderer], environment: Environment, seed: int, batches: int, size: int = 16
 ) -> Iterator[list[TokenRow]]:
-    """Batches of expert dialogues of like length: sorted within 64, since padding would cost a third more."""
+    """Batches of expert dialogues of like length: sorted within 64, since padding would cost a third more.
+
+    The renderers take turns, so that each has its share of the dialogues.
+    """
     shuffle = random.Random(seed)
     pool: list[list[TokenRow]] = []
     for batch in range(batches):
         if not pool:
             tasks = environment.tasks(4 * size, WARM_START_SEED + 1 + seed * 100_000 + batch)
-            rows = sorted((renderer.expert_row(environment, task) for task in tasks), key=lambda row: len(row.ids))
+            rows = [renderers[i % len(renderers)].expert_row(environment, task) for i, task in enumerate(tasks)]
+            rows.sort(key=lambda row: len(row.ids))
             pool = [rows[start : start + size] for start in range(0, len(rows), size)]
             shuffle.shuffle(pool)
         yield pool.pop()
 
 
 def load_tiny(
-    environment: Environment, seed: int, batches: int, progress: Callable[[int, int], None] | None = None
+    environment: Environment,
+    seed: int,
+    batches: int,
+    progress: Callable[[int, int], None] | None = None,
+    alternate: ChatFormat | None = None,
 ) -> tuple[Any, Any]:
-    """The tiny model after its warm start, from the cache when it has been built before."""
+    """The tiny model after its warm start, from the cache when it has been built before.
+
+    With an `alternate` chat format, half of the dialogues it starts from are in that.
+    """
     tokenizer = tiny_tokenizer(environment)
     model = tiny_model(tokenizer, seed)
     if batches > 0:
-        folder = cache_folder() / f"tiny-{_fingerprint(environment, seed, batches)}"
+        folder = cache_folder() / f"tiny-{_fingerprint(environment, seed, batches, alternate)}"
         if (folder / "config.json").exists():
             model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32)
         else:
-            warm_start(model, Renderer(tokenizer, environment), environment, seed, batches, progress)
+            writers = [None] if alternate is None else [None, alternate]
+            renderers = [Renderer(tokenizer, environment, writer) for writer in writers]
+            warm_start(model, renderers, environment, seed, batches, progress)
             partial = folder.with_name(f"{folder.name}.{os.getpid()}")
             model.save_pretrained(partial)
             if not folder.exists():
@@ -162,14 +179,17 @@ def load_model(
     seed: int,
     warm_start_batches: int,
     progress: Callable[[int, int], None] | None = None,
+    alternate: ChatFormat | None = None,
 ) -> tuple[Any, Any]:
     """Model and tokenizer of `tiny`, a local Hugging Face folder (or hub name), or a `.gguf` file.
+
+    Only `tiny` is taught an `alternate` chat format; other models have it, or have it not, as they are.
 
     Raises:
         ModelError: nothing can be loaded from `name`.
     """
     if name == "tiny":
-        return load_tiny(environment, seed, warm_start_batches, progress)
+        return load_tiny(environment, seed, warm_start_batches, progress, alternate)
     path = Path(name)
     try:
         if path.suffix == ".gguf":

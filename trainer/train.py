@@ -18,6 +18,8 @@ from transformers.trainer_callback import PrinterCallback
 
 from collapsewatch.callback import CollapseCallback
 from collapsewatch.database import first_line
+from collapsewatch.formats import writer_named
+from collapsewatch.formats.base import ChatFormat
 from collapsewatch.formats.detect import bind, check_name
 from collapsewatch.interventions import INTERVENTIONS
 from collapsewatch.interventions.base import Intervention, PromptRow
@@ -43,7 +45,8 @@ def prepare(config: TrainConfig, progress: Callable[[int, int], None] | None = N
     """
     check(config)
     _settle(config)
-    load_model(config.model, load_environment(config.environment), config.seed, config.warm_start, progress)
+    environment = load_environment(config.environment)
+    load_model(config.model, environment, config.seed, config.warm_start, progress, _alternate(config))
 
 
 def check(config: TrainConfig) -> None:
@@ -52,9 +55,11 @@ def check(config: TrainConfig) -> None:
     Raises:
         ConfigError: the run exists already, or `logdir` cannot be written.
         UnknownPlugin: an environment, chat format or intervention that is neither listed nor importable.
+        CannotWrite: an alternate format that only reads.
     """
     load_environment(config.environment)
     check_name(config.chat_format)
+    _alternate(config)
     _intervention(config)
     run_dir = Path(config.logdir) / config.name
     try:
@@ -73,14 +78,15 @@ def train(config: TrainConfig, on_record: OnRecord | None = None) -> Path:
 
     Raises:
         ConfigError: the run exists already, or TRL refuses the knobs.
-        ModelError, UnknownPlugin: a knob names nothing.
+        ModelError, UnknownPlugin, CannotWrite: a knob names nothing that fits.
         KeyboardInterrupt: passed on, after the run was closed as `interrupted`.
     """
     check(config)
     run_dir = Path(config.logdir) / config.name
     _settle(config)
     environment = load_environment(config.environment)
-    model, tokenizer = load_model(config.model, environment, config.seed, config.warm_start)
+    alternate = _alternate(config)
+    model, tokenizer = load_model(config.model, environment, config.seed, config.warm_start, alternate=alternate)
     renderer = Renderer(tokenizer, environment)
     tasks = environment.tasks(config.prompts * config.steps, TASK_SEED + config.seed)
 
@@ -115,7 +121,14 @@ def train(config: TrainConfig, on_record: OnRecord | None = None) -> Path:
     except BaseException as error:
         callback.close("failed", f"{type(error).__name__}: {error}")
         raise
+    if config.save_model:
+        trainer.save_model(str(run_dir / "model"))
     return run_dir
+
+
+def _alternate(config: TrainConfig) -> ChatFormat | None:
+    """The second chat format, if there is to be one."""
+    return writer_named(config.alternate_format) if config.alternate_format else None
 
 
 def _intervention(config: TrainConfig) -> Intervention | None:
