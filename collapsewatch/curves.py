@@ -12,10 +12,11 @@ from .records import StepRecord
 LIMIT = 1000
 """Points kept of one series: a chart has about as many pixels."""
 NAMES = 100
-"""Series kept of one run: six control tokens in seven slots, the rates and the metrics are some 70."""
+"""Series kept of one run: six control tokens in seven slots, the rates and the metrics are some 80."""
 METRICS = frozenset(
     {"reward", "accuracy", "parse_rate", "lenient_parse_rate", "entropy", "kl", "grad_norm", "turns"}
     | {"completions/mean_length", "tools/call_frequency", "frac_reward_zero_std"}
+    | {f"{probe}/{metric}" for probe in ("fixed", "alternate") for metric in ("format", "content", "turn")}
 )
 """Metrics that are kept, beside the scores of an evaluation and whatever a detector reads."""
 _EVALUATION = re.compile(r"(eval|val|test)[_/-]")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .advice import Advice, failure
+from .capability import sentence
 from .records import Driver, Verdict
 from .report import RunReport, seed_of
 from .words import amount, number, plain, stream_words
@@ -74,6 +75,11 @@ def reward(report: RunReport) -> str:
         return ""
     named = zip(("first", "best", "last"), report.reward, strict=True)
     return ", ".join(f"{short(value)} {name}" for name, value in named)
+
+
+def capability(report: RunReport) -> str:
+    """What is left of format and capability; '' where no probe scored them."""
+    return sentence(report.capability) if report.capability else ""
 
 
 def advice(report: RunReport) -> tuple[Advice, ...]:

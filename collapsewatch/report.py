@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import importers, queries
+from .capability import Capability, capability
 from .curves import Curve
 from .detectors import FA_PER_10K
 from .formats import format_named
@@ -36,8 +37,8 @@ class RunReport:
     """What is to say of one run. `steps` is (first, last, count), with None for a log without step numbers.
 
     `reward` is the mean over the first, the best and the last window, or None without rewards; `structure` is
-    None without turns. `applied` are the steps of interventions; `curves` and `samples` are for drawing and
-    reading, and no part of the JSON.
+    None without turns, `capability` without fixed probes. `applied` are the steps of interventions; `curves` and
+    `samples` are for drawing and reading, and no part of the JSON.
     """
 
     name: str
@@ -57,6 +58,7 @@ class RunReport:
     reward: tuple[float, float, float] | None = None
     applied: tuple[int, ...] = ()
     structure: Shares | None = None
+    capability: Capability | None = None
     curves: Mapping[str, Curve] = field(default_factory=dict, repr=False)
     samples: tuple[Sample, ...] = field(default=(), repr=False)
 
@@ -92,6 +94,7 @@ class RunReport:
             "unmapped": list(self.unmapped),
             "reward": None if self.reward is None else dict(zip(("first", "best", "last"), self.reward, strict=True)),
             "interventions": self.interventions,
+            "capability": None if self.capability is None else self.capability.to_dict(),
         } | ({} if self.structure is None else {"structure": self.structure.to_dict()})
 
 
@@ -218,6 +221,7 @@ def _judge(name: str, path: Path, source: str, trace: Trace) -> RunReport:
     alarm, finding = found.alarm, found.finding
     drivers = alarm.drivers if alarm else finding.drivers if finding else ()
     named = [found.mover, *(d.stream for d in drivers)]
+    curves = trace.curves.done()
     return RunReport(
         name=name,
         path=str(path),
@@ -233,7 +237,8 @@ def _judge(name: str, path: Path, source: str, trace: Trace) -> RunReport:
         alarms=tuple(trace.alarms),
         not_judged=not_judged(trace),
         reward=found.reward,
-        curves=trace.curves.done(),
+        capability=capability(curves),
+        curves=curves,
     )
 
 

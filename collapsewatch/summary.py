@@ -95,6 +95,7 @@ def _print_run(r: RunReport, name: str, console: Console) -> None:
         "moved first": stream_words(r.first_mover) if r.first_mover else "",
         "evidence": findings.evidence(r),
         "reward": findings.reward(r),
+        "probes": findings.capability(r),
         "supervised": f"{len(r.applied)} interventions, steps {min(r.applied)} to {max(r.applied)}"
         if r.applied
         else "",

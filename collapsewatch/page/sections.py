@@ -50,11 +50,12 @@ def _title(name: str, r: RunReport) -> Html:
         "interventions": str(len(r.applied)) if r.applied else None,
     }
     told = [tag("div", tag("dt", key), tag("dd", value)) for key, value in facts.items() if value]
-    sentence = findings.headline(r)
+    sentence, left = findings.headline(r), findings.capability(r)
     return tag(
         "div",
         tag("h2", name, " ", pill(r.verdict)),
         tag("p", sentence[:1].upper() + sentence[1:], ".", class_="headline"),
+        tag("p", left[:1].upper() + left[1:], ".") if left else None,
         tag("dl", told, class_="facts"),
         class_="title",
     )
