@@ -75,8 +75,8 @@ def capability(curves: Mapping[str, Curve]) -> Capability | None:
 def sentence(found: Capability) -> str:
     """The same in words, without a full stop.
 
-    >>> sentence(Capability(Part("fixed/format", 0.98, 0.02), Part("alternate/turn", 0.8, 0.7)))
-    'capability intact, format lost: control tokens right in 0.98 -> 0.02 of turns, turns in another format 0.80 -> 0.70'
+    >>> print(sentence(Capability(Part("fixed/format", 0.98, 0.02), Part("alternate/turn", 0.8, 0.7))))
+    capability intact, format lost: control tokens right in 0.98 -> 0.02 of turns, turns in another format 0.80 -> 0.70
     """
     how = {"intact": "intact", "lost": "lost", "unknown": "worn"}[found.verdict]
     what = "turns in another format" if found.without.probe == "alternate/turn" else "calls inside their frame"
