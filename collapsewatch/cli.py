@@ -11,7 +11,7 @@ import csv
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -76,6 +76,28 @@ def train(
         from .trainer.config import load_config
         from .trainer.progress import run_with_progress
     run_with_progress(load_config(config, tuple(change or ())), _console())
+
+
+@app.command(context_settings={"allow_interspersed_args": False})  # what follows SCRIPT is the script's
+def run(
+    script: Annotated[str, typer.Argument(help="A Python script that trains with TRL.")],
+    args: Annotated[list[str] | None, typer.Argument(help="The script's own arguments.")] = None,
+    module: Annotated[bool, typer.Option("-m", "--module", help="SCRIPT is the name of a module.")] = False,
+    logdir: Annotated[Path | None, typer.Option(help="Folder that holds runs; logs by default.")] = None,
+    name: Annotated[str | None, typer.Option(help="The run's folder; a resumed training goes on in its own.")] = None,
+    chat_format: Annotated[
+        str | None, typer.Option("--format", help="Chat format; by default that of the chat template.")
+    ] = None,
+    fa_per_10k: Annotated[float | None, typer.Option(help="False alarms in 10,000 steps that are put up with.")] = None,
+) -> Callable[[], None]:
+    """Run a TRL script as it is, with every GRPO trainer in it monitored."""
+    from .launch import prepare
+
+    if chat_format:
+        from .formats.detect import check_name
+
+        check_name(chat_format)
+    return prepare(script, args or (), module, logdir, name, chat_format, fa_per_10k)
 
 
 @app.command()
@@ -208,6 +230,9 @@ def main() -> None:
         if not type(error).__module__.startswith("collapsewatch"):
             raise
         _fail(str(error))
+    if callable(code):  # `run`: what the script raises, and how it ends, is not ours to handle
+        code()
+        return
     if code == 130:  # what typer makes of Ctrl-C
         typer.echo("interrupted", err=True)
     sys.exit(code if isinstance(code, int) else 0)
