@@ -17,6 +17,7 @@ KEPT = 0.8  # of the start: held, as of the best reward in a run that has recove
 LOST = 0.5  # of the start: lost, as structure is where every other turn is broken
 LAST = 3  # scorings whose median is the end: one freak step is none, and more would reach back before it
 
+TRAINED = "fixed/turn"
 State = Literal["held", "worn", "lost"]
 
 
@@ -43,7 +44,8 @@ class Part(NamedTuple):
 class Capability(NamedTuple):
     """What is left of the trained format, and of what can be done without it.
 
-    `without`: turns in another format where that was scored, else what calls say where their frame is given.
+    Whole turns in the trained format and in another one, where that was scored. Else the control tokens of the
+    trained format, and what its calls say where they stand.
     """
 
     format: Part
@@ -51,37 +53,38 @@ class Capability(NamedTuple):
 
     @property
     def verdict(self) -> Literal["intact", "lost", "unknown"]:
-        """`unknown` in between."""
-        states: dict[State, Literal["intact", "lost", "unknown"]] = {"held": "intact", "lost": "lost"}
-        return states.get(self.without.state, "unknown")
+        """What still comes out right in either format can be done; `unknown` in between."""
+        shown = {self.without.state} | ({self.format.state} if self.format.probe == TRAINED else set())
+        return "intact" if "held" in shown else "unknown" if "worn" in shown else "lost"
 
     def to_dict(self) -> dict[str, Any]:
         """The object of `analyze --json`."""
-        return {
-            "verdict": self.verdict,
-            "format": self.format.to_dict(),
-            "without": self.without.to_dict(),
-            "said": sentence(self),
-        }
+        told = {"verdict": self.verdict, "format": self.format.to_dict(), "without": self.without.to_dict()}
+        return told | {"said": sentence(self)}
 
 
 def capability(curves: Mapping[str, Curve]) -> Capability | None:
     """What the probes of a run tell; None where they scored it fewer than twice."""
-    frame = _part(curves, "fixed/format")
-    without = _part(curves, "alternate/turn") or _part(curves, "fixed/content")
-    return Capability(frame, without) if frame and without else None
+    for names in ((TRAINED, "alternate/turn"), ("fixed/format", "fixed/content")):
+        format, without = (_part(curves, name) for name in names)
+        if format and without:
+            return Capability(format, without)
+    return None
 
 
 def sentence(found: Capability) -> str:
     """The same in words, without a full stop.
 
-    >>> print(sentence(Capability(Part("fixed/format", 0.98, 0.02), Part("alternate/turn", 0.8, 0.7))))
-    capability intact, format lost: control tokens right in 0.98 -> 0.02 of turns, turns in another format 0.80 -> 0.70
+    >>> print(sentence(Capability(Part("fixed/turn", 0.8, 0.01), Part("alternate/turn", 0.7, 0.65))))
+    capability intact, format lost: turns right in the trained format 0.80 -> 0.01, in another 0.70 -> 0.65
     """
     how = {"intact": "intact", "lost": "lost", "unknown": "worn"}[found.verdict]
-    what = "turns in another format" if found.without.probe == "alternate/turn" else "calls inside their frame"
-    frame, without = (f"{part.start:.2f} -> {part.end:.2f}" for part in found)
-    return f"capability {how}, format {found.format.state}: control tokens right in {frame} of turns, {what} {without}"
+    format, without = (f"{part.start:.2f} -> {part.end:.2f}" for part in found)
+    if found.format.probe == TRAINED:
+        what = f"turns right in the trained format {format}, in another {without}"
+    else:
+        what = f"control tokens right in {format} of turns, calls inside them {without}"
+    return f"capability {how}, format {found.format.state}: {what}"
 
 
 def _part(curves: Mapping[str, Curve], probe: str) -> Part | None:
