@@ -10,30 +10,27 @@ from __future__ import annotations
 import atexit
 import functools
 import logging
-import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .combine import RankMeasure, Sums, combine
 from .detectors import FA_PER_10K
 from .formats.base import BoundFormat
 from .formats.detect import AUTO, bind, check_name
 from .interventions import INTERVENTIONS
-from .interventions.base import Expert, Intervention, PromptRow, Training
+from .interventions.base import Expert, Intervention, Training
 from .ledger import UID, Ledger, Seen
-from .measure import Rollouts, measure_rank
 from .monitor import Monitor
 from .plugins import resolve
 from .probe import ControlProbe
-from .records import Alarm, Applied, StepRecord
+from .records import Alarm, Applied, StepRecord, Tier
+from .steps import StepMeasure
 from .supervisor import Supervisor
 
 _log = logging.getLogger(__name__)
@@ -53,6 +50,8 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         expert: for supervised interventions: dataset rows -> expert dialogues as `TokenRow`s.
         cooldown: steps between two applications while the alarm holds.
         keep_text: rollouts per step whose text is kept, the most hazardous first.
+        keep_tokens: share of the prompts of which one rollout is kept token by token, at most 4 a step and rank; the
+            most hazardous ones around an alarm are kept besides.
         config: the run's configuration as TOML, kept beside its data.
         on_record: called with every step's record and alarms (a progress bar, for one).
 
@@ -71,13 +70,15 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         expert: Expert | None = None,
         cooldown: int = 10,
         keep_text: int = 8,
+        keep_tokens: float = 0.125,
         config: str = "",
         on_record: Callable[[StepRecord, Sequence[Alarm], Sequence[Applied]], None] | None = None,
     ) -> None:
         self._logdir, self._name, self._config = Path(logdir), name, config
         check_name(chat_format)
         self._chat_format = chat_format
-        self._fa_per_10k, self._keep_text, self._on_record = fa_per_10k, keep_text, on_record
+        self._fa_per_10k, self._on_record = fa_per_10k, on_record
+        self._keep_text, self._keep_tokens = keep_text, keep_tokens
         act = resolve(INTERVENTIONS, intervention, "intervention")() if isinstance(intervention, str) else intervention
         self._supervisor = None if act is None else Supervisor(act, cooldown)
         self._expert = expert
@@ -109,7 +110,6 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         self._bound: BoundFormat = bind(self._chat_format, tokenizer, **template)
         for note in self._bound.notes:
             _log.warning("%s", note)
-        self._tokenizer = tokenizer
         names = [self._name or f"{Path(args.output_dir).name}-{time.strftime('%Y%m%d-%H%M%S')}"]
         if accelerator.num_processes > 1:  # the ranks' clocks may stand in different seconds
             broadcast_object_list(names)
@@ -119,9 +119,9 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
             self._supervisor.intervention.check(self._training)
         fp32_head = bool(getattr(args, "cast_lm_head_to_fp32", False))
         self._probe = ControlProbe(
-            trainer.model, self._bound.ids.tolist(), trainer.temperature, fp32_head, lambda: self._guard("probe")
+            trainer.model, self._bound.probe_ids.tolist(), trainer.temperature, fp32_head, lambda: self._guard("probe")
         )
-        self._ledger = Ledger(self._training, len(self._bound.ids), tokenizer.pad_token_id)
+        self._ledger = Ledger(self._training, len(self._bound.probe_ids), tokenizer.pad_token_id)
         rank, steps = accelerator.process_index, max(trainer.state.max_steps, args.max_steps, 0) or None
         try:
             self.monitor = Monitor(self._logdir / names[0], rank, self._fa_per_10k, self._config, steps)
@@ -129,8 +129,19 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
             self._probe.close()
             raise
         self._undo.append(self._probe.close)
+        self._steps = StepMeasure(
+            self._training,
+            self._bound,
+            self._ledger,
+            tokenizer,
+            self.monitor,
+            keep_text=self._keep_text,
+            keep_tokens=self._keep_tokens,
+            failures=self._supervisor is not None,
+        )
         if trainer.state.global_step:
             self._go_on(trainer.state.global_step)
+        self._after("_generate_single_turn", self._ledger.take_sample)
         self._after("_calculate_rewards", self._ledger.take_rewards)
         self._after("_generate_and_score_completions", self._ledger.number_rows)
         self._after("compute_loss", self._take_probe)
@@ -201,10 +212,13 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure, log, judge and, if an alarm stands, intervene."""
         assert self.monitor is not None
-        record, failed = self._record(state.global_step)
+        seen, self._seen = self._seen, []
+        record, failed = self._steps.record(state.global_step, seen)
         if record is None:
             return
         alarms = self.monitor.log(record)
+        with self.monitor.guard("views"):
+            self._steps.logged(record, any(alarm.tier is Tier.ALARM for alarm in alarms))
         applied: list[Applied] = []
         if self._supervisor is not None:
             # With several ranks a failure on one would leave the others waiting: there it ends the training.
@@ -231,39 +245,6 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
             return
         values = {k: float(v) for k, v in logs.items() if isinstance(v, int | float) and k not in _MEASURED}
         self.monitor.log_metrics(state.global_step, values)
-
-    def _record(self, step: int) -> tuple[StepRecord | None, list[PromptRow]]:
-        """The step on all ranks, and the prompts that any of them failed; no record where nothing was measured."""
-        seen, self._seen = self._seen, []
-        measured, failed, metrics = RankMeasure({}, (), (), ()), list[PromptRow](), dict[str, float]()
-        with self._guard("measure"):
-            if seen:
-                measured, failed, metrics = self._measure(seen)
-        gathered: list[tuple[Sums, list[PromptRow]]] = [(measured.sums, failed)]
-        if self._training.ranks > 1:  # also on a rank that failed to measure: the others wait for it
-            gathered = gather_object(gathered)
-        ranks = [sums for sums, _ in gathered]
-        record: StepRecord | None = None
-        if any(ranks):
-            with self._guard("measure"):
-                record = combine(ranks, measured, step, time.time(), metrics)
-        return record, [row for _, rows in gathered for row in rows]
-
-    def _measure(self, seen: Sequence[Seen]) -> tuple[RankMeasure, list[PromptRow], dict[str, float]]:
-        """What this rank adds to the step, the prompts it failed, and its own metrics."""
-        rollouts = self._ledger.rollouts(seen)
-        measured = self._with_text(measure_rank(rollouts, self._bound), rollouts)
-        failed = [] if self._supervisor is None else self._ledger.failed(rollouts)
-        errors = [batch.max_error for _, batch in seen if batch is not None and math.isfinite(batch.max_error)]
-        return measured, failed, {"probe/max_error": max(errors)} if errors else {}
-
-    def _with_text(self, measured: RankMeasure, rollouts: Rollouts) -> RankMeasure:
-        """The measure, with prompt and text for the most hazardous rollouts."""
-        rows = list(measured.rollouts)
-        for i in sorted(range(len(rows)), key=lambda i: -rows[i].hazard)[: self._keep_text]:
-            text = self._tokenizer.decode(rollouts.ids[i, : rollouts.length[i]].tolist())
-            rows[i] = replace(rows[i], prompt=self._ledger.prompt(rows[i].rollout), text=text)
-        return replace(measured, rollouts=tuple(rows))
 
 
 _MEASURED = frozenset(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .records import ControlRow, Observation, RolloutRow, StepRecord, Structure, TurnRow
+from .records import ControlRow, Observation, RolloutRow, StepRecord, TurnRow
 
 Sums = Mapping[str, Mapping[int, tuple[float, float]]]
 """Numerator and denominator by stream and prompt group: all of a rank's measure that has to be gathered."""
@@ -29,10 +29,20 @@ class RankMeasure:
     rollouts: tuple[RolloutRow, ...]
 
 
-_METRIC_ONLY = frozenset(
-    ["reward", "reward_square", "tools/call_frequency", "env_errors", "turns", "entropy", "lenient_parse_rate"]
-    + ["completions/mean_length", "completions/clipped_ratio"]
-    + [f"structure/{structure}" for structure in Structure]
+_SCALARS = frozenset(["reward", "reward_square", "env_errors", "turns", "entropy", "lenient_parse_rate"])
+_SCALAR_GROUPS = tuple(
+    f"{group}/"
+    for group in (
+        "completions",
+        "entropy",
+        "logit_pressure",
+        "logp",
+        "probe",
+        "sampling",
+        "structure",
+        "tools",
+        "turns",
+    )
 )
 
 
@@ -56,16 +66,17 @@ def combine(
                 a, b = into.get(group, (0.0, 0.0))
                 into[group] = (a + top, b + bottom)
     estimates = {name: _ratio(groups) for name, groups in merged.items() if groups}
-    scalars = {name: estimates[name].value for name in sorted(_METRIC_ONLY & estimates.keys())}
+    scalars = {name: estimate.value for name, estimate in estimates.items() if _is_scalar(name)}
     scalars.pop("reward_square", None)
+    if "probe/calibration" in scalars:
+        drawn, variance = np.sum(list(merged["probe/calibration"].values()), axis=0).tolist()
+        scalars["probe/calibration"] = drawn / math.sqrt(variance)
     scalars.update(_reward_metrics(merged))
     if "parse_failure" in estimates:
         scalars["parse_rate"] = 1.0 - estimates["parse_failure"].value
     if "hazard" in estimates:
         scalars["hazard"] = estimates["hazard"].value
-    observations = tuple(
-        Observation(name, *estimate) for name, estimate in estimates.items() if name not in _METRIC_ONLY
-    )
+    observations = tuple(Observation(name, *estimate) for name, estimate in estimates.items() if not _is_scalar(name))
     return StepRecord(
         step,
         time,
@@ -75,6 +86,11 @@ def combine(
         detail.turns,
         detail.rollouts,
     )
+
+
+def _is_scalar(name: str) -> bool:
+    """Is it a metric, and no stream that a detector reads?"""
+    return name in _SCALARS or name.startswith(_SCALAR_GROUPS)
 
 
 def _groups(rank: Sums, stream: str) -> Mapping[int, tuple[float, float]]:

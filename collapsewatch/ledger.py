@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from .interventions.base import PromptRow, Training
-from .measure import Rollouts
 from .probe import ProbeBatch
+from .rollouts import Rollouts
 
 UID = "collapsewatch_uid"
 """Key under which a rollout's number travels through TRL's shuffling and splitting of a batch."""
@@ -32,6 +32,11 @@ class Ledger:
         self._numbers = itertools.count()
         self._known: dict[int, dict[str, Any]] = {}
         self._rewards: torch.Tensor | None = None
+        self._sampled: set[tuple[int, ...]] = set()
+
+    def take_sample(self, result: tuple[Sequence[Sequence[int]], Any], *args: Any, **kwargs: Any) -> None:
+        """`result`: the ids that the sampler drew for one turn of each rollout, and their log-probs."""
+        self._sampled.update(map(tuple, result[0]))
 
     def take_rewards(self, result: torch.Tensor, *args: Any, **kwargs: Any) -> None:
         """`result` (world * B, functions): rewards of all ranks, NaN where a function did not apply."""
@@ -43,6 +48,7 @@ class Ledger:
     def number_rows(self, result: dict[str, Any], inputs: Sequence[PromptRow], **kwargs: Any) -> None:
         """Give each generated rollout a number that survives shuffle and split."""
         scored, self._rewards = self._rewards, None  # those of this generation, never of an earlier one
+        sampled, self._sampled = self._sampled, set()
         if not self._training.trainer.model.training or scored is None:
             return
         size = len(inputs)
@@ -57,6 +63,7 @@ class Ledger:
                 "reward": rewards[i],
                 "group": (base + first + i) // generations,
                 "env_errors": int(row.get("env_errors", 0) or 0),
+                "sampled": sampled,
             }
         ids = result["completion_ids"]
         result[UID] = torch.tensor(numbers, device=ids.device)
@@ -72,6 +79,7 @@ class Ledger:
         parts = [_arrays(inputs, batch, width, self._tokens, self._pad_id) for inputs, batch in seen]
         joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         known = [self._known[number] for number in joined["number"].tolist()]
+        rows = zip(joined["ids"], joined["mask"], known, strict=True)
         return Rollouts(
             ids=joined["ids"],
             mask=joined["mask"],
@@ -83,6 +91,9 @@ class Ledger:
             env_errors=np.array([row["env_errors"] for row in known]),
             row=joined["number"],
             length=joined["length"],
+            label_logp=joined["label_logp"],
+            sampler_logp=None if np.isnan(joined["sampler_logp"]).all() else joined["sampler_logp"],
+            altered=np.array([_altered(ids, mask, row["sampled"]) for ids, mask, row in rows]),
         )
 
     def failed(self, rollouts: Rollouts) -> list[PromptRow]:
@@ -96,6 +107,18 @@ class Ledger:
         """The prompt of a rollout as text, or as JSON where it is a list of messages."""
         prompt = self._known[number]["row"].get("prompt", "")
         return prompt if isinstance(prompt, str) else json.dumps(prompt, default=str)
+
+
+def _altered(ids: np.ndarray[Any, Any], mask: np.ndarray[Any, Any], sampled: set[tuple[int, ...]]) -> float:
+    """1 unless every run of own tokens in `ids` (T,) was drawn so, or drawn longer and cut; NaN if nobody saw."""
+    if not sampled:  # a rollout function of the user's, which asks a sampler of its own
+        return float("nan")
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
+    for begin, end in edges.reshape(-1, 2).tolist():
+        run = tuple(ids[begin:end].tolist())
+        if run not in sampled and not any(whole[: len(run)] == run for whole in sampled):
+            return 1.0
+    return 0.0
 
 
 def _arrays(
@@ -119,6 +142,8 @@ def _arrays(
     if entropy is None:
         entropy = torch.full((size, length), float("nan"))
     logp = torch.full((size, length, tokens), float("nan")) if batch is None else batch.logp[:, -length:]  # (B, C, K)
+    nothing = torch.full((size, length), float("nan"))
+    sampler_logp = inputs.get("sampling_per_token_logps")
     advantages = inputs["advantages"]
     return {
         "ids": padded(ids, 0),
@@ -126,6 +151,8 @@ def _arrays(
         "entropy": padded(entropy[:, -length:], float("nan")),
         "logp": np.pad(logp.cpu().numpy(), (*pad, (0, 0)), constant_values=float("nan")),
         "advantage": (advantages if advantages.dim() == 1 else advantages.mean(1)).cpu().numpy(),
+        "label_logp": padded(nothing if batch is None else batch.label_logp[:, -length:], float("nan")),
+        "sampler_logp": padded(nothing if sampler_logp is None else sampler_logp.float(), float("nan")),
         "number": inputs[UID].cpu().numpy(),
         "length": whole.sum(1).cpu().numpy(),
     }

@@ -3,81 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 import numpy.typing as npt
 
+from .cells import control_rows
 from .combine import RankMeasure
-from .formats.base import BoundFormat, SlotArrays
-from .records import SLOTS, Classified, ControlRow, RolloutRow, Slot, Structure, TurnRow
+from .formats.bound import BoundFormat, SlotArrays
+from .records import SLOTS, Classified, RolloutRow, Slot, Structure, TurnRow
+from .rollouts import Bools, Floats, GroupSums, Rollouts
+from .scalars import control_sums, reward_sums, token_sums, turn_sums
 from .structure import Reason
 
-Floats = npt.NDArray[np.float64]
 Spans = Sequence[tuple[int, int]]
 _WORST = {structure: rank for rank, structure in enumerate(Structure)}  # tool_call < ... < collapsed
-
-
-@dataclass(frozen=True, slots=True)
-class Rollouts:
-    """One rank's rollouts of one step.
-
-    `ids` (N, T) token ids after the prompt; `mask` (N, T) bool, True on the model's own tokens;
-    `logp` (N, T, K) log-probability of each control token where `ids[:, t]` was sampled, NaN where unknown;
-    `entropy` (N, T) nats or None; `group`, `reward`, `advantage`, `env_errors` (N,); `row` (N,) the rollout's
-    number, which names it in the store; `length` (N,) tokens after the prompt.
-    """
-
-    ids: npt.NDArray[np.int64]
-    mask: npt.NDArray[np.bool_]
-    logp: npt.NDArray[np.floating]
-    entropy: npt.NDArray[np.floating] | None
-    group: npt.NDArray[np.int64]
-    reward: Floats
-    advantage: Floats
-    env_errors: npt.NDArray[np.int64]
-    row: npt.NDArray[np.int64]
-    length: npt.NDArray[np.int64]
-
-
-class _Sums:
-    """Accumulates (numerator, denominator) by stream and prompt group."""
-
-    def __init__(self, group: npt.NDArray[np.int64]) -> None:
-        self._groups, self._index = np.unique(group, return_inverse=True)
-        self.by_stream: dict[str, dict[int, tuple[float, float]]] = {}
-
-    def add(self, stream: str, numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> None:
-        """Both (N,), one value per rollout."""
-        width = len(self._groups)
-        top = np.bincount(self._index, np.asarray(numerator, float), width)
-        bottom = np.bincount(self._index, np.asarray(denominator, float), width)
-        pairs = zip(self._groups.tolist(), top.tolist(), bottom.tolist(), strict=True)
-        self.by_stream[stream] = {group: (a, b) for group, a, b in pairs if b > 0}
 
 
 def measure_rank(rollouts: Rollouts, chat_format: BoundFormat) -> RankMeasure:
     """Slots, hazards, structures and control-token statistics of one rank's rollouts."""
     arrays = chat_format.slots(rollouts.ids, rollouts.mask)
-    sums = _Sums(rollouts.group)
-    logp = np.minimum(rollouts.logp.astype(np.float64), 0.0)  # (N, T, K)
-    scored = arrays.alive & np.isfinite(logp).all(axis=2)
-    p = np.where(scored[..., None], np.exp(np.where(scored[..., None], logp, 0.0)), 0.0)
-    hazard = -np.log1p(-np.minimum(p, 1 - 1e-12))  # (N, T, K): expected emissions, summable over positions
-    illegal = scored[..., None] & ~arrays.legal
+    sums = GroupSums(rollouts.group)
+    p, hazard, known = probabilities(rollouts)
+    scored = arrays.alive & known
     # A turn nobody scored has an unknown hazard, not one of zero.
     turns_per = (np.diff(np.maximum.accumulate(np.where(scored, arrays.turn, -1), axis=1), prepend=-1) > 0).sum(axis=1)
-    turn_hazard = _hazard_streams(sums, chat_format, arrays, hazard, illegal, turns_per)
+    turn_hazard = _hazard_streams(sums, chat_format, arrays, hazard, scored, turns_per)
     _legal_streams(sums, chat_format, arrays, p, hazard, scored)
-    control = tuple(_control_rows(chat_format, rollouts.ids, arrays, p, hazard, scored, int(turns_per.sum())))
+    control = tuple(control_rows(chat_format, rollouts, arrays, p, hazard, known, int(turns_per.sum())))
+    control_sums(sums, rollouts, chat_format, p, known, scored)
     spans = [chat_format.turns(own, row) for row, own in zip(rollouts.ids, rollouts.mask, strict=True)]
     classified = [
         [chat_format.classify_ids(row[a:b]) for a, b in own] for row, own in zip(rollouts.ids, spans, strict=True)
     ]
     ends = np.isin(rollouts.ids, chat_format.ids[np.array(chat_format.roles) == "end"])  # (N, T)
     _outcome_streams(sums, classified)
-    _scalar_sums(sums, rollouts, classified, spans, ends)
+    reward_sums(sums, rollouts)
+    turn_sums(sums, rollouts, classified, [bool(own) and not ends[i, own[-1][1] - 1] for i, own in enumerate(spans)])
+    token_sums(sums, rollouts, chat_format, arrays)
     return RankMeasure(
         sums.by_stream,
         control,
@@ -86,15 +48,24 @@ def measure_rank(rollouts: Rollouts, chat_format: BoundFormat) -> RankMeasure:
     )
 
 
+def probabilities(rollouts: Rollouts) -> tuple[Floats, Floats, Bools]:
+    """Probabilities and hazards -log(1-p) of the control tokens (N, T, K), 0 where not known; known (N, T)."""
+    logp = np.minimum(rollouts.logp.astype(np.float64), 0.0)
+    known = rollouts.mask & np.isfinite(logp).all(axis=2)
+    p = np.where(known[..., None], np.exp(np.where(known[..., None], logp, 0.0)), 0.0)
+    return p, -np.log1p(-np.minimum(p, 1 - 1e-12)), known
+
+
 def _hazard_streams(
-    sums: _Sums,
+    sums: GroupSums,
     chat_format: BoundFormat,
     arrays: SlotArrays,
     hazard: Floats,
-    illegal: npt.NDArray[np.bool_],
+    scored: Bools,
     turns_per: npt.NDArray[np.int_],
 ) -> Floats:
     """Adds `hazard`, `hazard:<token>`, `hazard@slot` and their cells; returns hazard per position (N, T)."""
+    illegal = scored[..., None] & ~arrays.legal
     held = np.where(illegal, hazard, 0.0)
     by_slot = {
         slot: (held * (arrays.slot == code)[..., None]).sum(axis=1)  # (N, K)
@@ -103,26 +74,26 @@ def _hazard_streams(
     }
     total: Floats = held.sum(axis=2)  # (N, T)
     sums.add("hazard", total.sum(axis=1), turns_per)
-    for k, token in enumerate(chat_format.tokens):
+    for k, token in enumerate(chat_format.probe_tokens):
         sums.add(f"hazard:{token}", held[..., k].sum(axis=1), turns_per)
     for slot, cells in by_slot.items():
         sums.add(f"hazard@{slot}", cells.sum(axis=1), turns_per)
         here = (arrays.slot == SLOTS.index(slot))[..., None]
         for k in np.flatnonzero((illegal & here).any(axis=(0, 1))).tolist():
-            sums.add(f"hazard:{chat_format.tokens[k]}@{slot}", cells[:, k], turns_per)
+            sums.add(f"hazard:{chat_format.probe_tokens[k]}@{slot}", cells[:, k], turns_per)
     return total
 
 
 def _legal_streams(
-    sums: _Sums,
+    sums: GroupSums,
     chat_format: BoundFormat,
     arrays: SlotArrays,
     p: Floats,
     hazard: Floats,
-    scored: npt.NDArray[np.bool_],
+    scored: Bools,
 ) -> None:
     """The degenerate side of positions where a control token is legal, as probabilities."""
-    opens = np.isin(chat_format.roles, ("open", "section_open", "prefix"))
+    opens = np.isin(chat_format.probe_roles, ("open", "section_open", "prefix"))
     p_open = p[..., opens].sum(axis=2)
     none = 1 - np.where(arrays.legal, p, 0.0).sum(axis=2)  # (N, T): neither of the control tokens that are legal
     in_slot = {slot: scored & (arrays.slot == SLOTS.index(slot)) for slot in (Slot.START, Slot.CLOSE, Slot.TEXT)}
@@ -137,14 +108,14 @@ def _legal_streams(
     sums.add("call_in_text", -np.expm1(-opened), text.any(axis=1))
 
 
-def _first(inside: npt.NDArray[np.bool_], turn: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+def _first(inside: Bools, turn: npt.NDArray[np.int32]) -> Bools:
     """Where a run of True within one turn begins; both (N, T)."""
     before = np.zeros_like(inside)
     before[:, 1:] = inside[:, :-1] & (turn[:, 1:] == turn[:, :-1])
     return inside & ~before
 
 
-def _outcome_streams(sums: _Sums, classified: Sequence[Sequence[Classified]]) -> None:
+def _outcome_streams(sums: GroupSums, classified: Sequence[Sequence[Classified]]) -> None:
     """Rates of bad outcomes: over turns, over attempted calls, over rollouts."""
     turns = [len(row) for row in classified]
 
@@ -167,69 +138,10 @@ def _outcome_streams(sums: _Sums, classified: Sequence[Sequence[Classified]]) ->
     sums.add("no_call", [count == 0 for count in attempted], np.ones(len(classified)))
 
 
-def _scalar_sums(
-    sums: _Sums,
-    rollouts: Rollouts,
-    classified: Sequence[Sequence[Classified]],
-    spans: Sequence[Spans],
-    ends: npt.NDArray[np.bool_],
-) -> None:
-    """Sums behind the metrics that are means over rollouts or tokens."""
-    ones = np.ones(len(rollouts.ids))
-    known = np.isfinite(rollouts.reward)
-    reward = np.where(known, rollouts.reward, 0.0)
-    sums.add("reward", reward, known)
-    sums.add("reward_square", reward**2, known)
-    sums.add("tools/call_frequency", [sum(len(turn.calls) for turn in row) for row in classified], ones)
-    sums.add("env_errors", rollouts.env_errors, ones)
-    sums.add("turns", [len(row) for row in classified], ones)
-    sums.add("completions/mean_length", rollouts.mask.sum(axis=1), ones)
-    cut = [bool(own) and not ends[i, own[-1][1] - 1] for i, own in enumerate(spans)]
-    sums.add("completions/clipped_ratio", cut, ones)
-    if rollouts.entropy is not None:
-        held = rollouts.mask & np.isfinite(rollouts.entropy)
-        sums.add("entropy", np.where(held, rollouts.entropy, 0.0).sum(axis=1), held.sum(axis=1))
-
-
-def _control_rows(
-    chat_format: BoundFormat,
-    ids: npt.NDArray[np.int64],
-    arrays: SlotArrays,
-    p: Floats,
-    hazard: Floats,
-    scored: npt.NDArray[np.bool_],
-    turns: int,
-) -> Iterator[ControlRow]:
-    for code, slot in enumerate(SLOTS):
-        in_slot = scored & (arrays.slot == code)
-        if not in_slot.any():
-            continue
-        for k, legal in product(range(len(chat_format.tokens)), (False, True)):
-            here = in_slot & (arrays.legal[..., k] == legal)
-            n = int(here.sum())
-            if not n:
-                continue
-            values = p[..., k][here]
-            p50, p99 = np.quantile(values, (0.5, 0.99)).tolist()
-            yield ControlRow(
-                token=chat_format.tokens[k],
-                slot=slot,
-                legal=legal,
-                n=n,
-                mean=float(values.mean()),
-                p50=p50,
-                p99=p99,
-                max=float(values.max()),
-                hazard=float(hazard[..., k][here].sum() / max(turns, 1)),
-                expected=float(values.sum()),
-                sampled=int((ids[here] == chat_format.ids[k]).sum()),
-            )
-
-
 def _turn_rows(
     rollouts: Rollouts,
     spans: Sequence[Spans],
-    ends: npt.NDArray[np.bool_],
+    ends: Bools,
     classified: Sequence[Sequence[Classified]],
     hazard: Floats,
 ) -> Iterator[TurnRow]:

@@ -10,14 +10,14 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from .detectors import FA_PER_10K, Detection, build
 from .queries import open_run
-from .records import Alarm, Applied, Event, StepRecord, Tier
+from .records import Alarm, Applied, Event, StepRecord, Tier, TokenView
 from .replay import judged
 from .store import Store
 
@@ -83,6 +83,11 @@ class Monitor:
         with self.guard("store"):
             rows = [{"step": step, "rank": self.rank, "metric": k, "value": v} for k, v in metrics.items()]
             self.store.append("metrics", rows)
+
+    def log_views(self, views: Sequence[tuple[int, TokenView]]) -> None:
+        """Rollouts token by token, each with its step; after the step's own record. Never raises."""
+        with self.guard("store"):
+            self.store.log_views(views)
 
     def log_applied(self, applied: Applied) -> None:
         """Keep what an intervention did. Never raises."""

@@ -203,7 +203,7 @@ class Run:
         span = [latest[0][0], latest[-1][0]]
         valid = {step: logged for step, logged, _ in latest}
         metrics: dict[int, dict[str, float]] = defaultdict(dict)
-        kinds = {"observations": Observation} | (_DETAIL if detail else {})
+        kinds: dict[str, type[Any]] = {"observations": Observation} | (_DETAIL if detail else {})
         parts: dict[str, dict[int, list[Any]]] = {table: defaultdict(list) for table in kinds}
         with self._reading() as con:  # not around the yields: their consumer may take its time, or log
             sql = "SELECT step, logged, metric, value FROM metrics WHERE step BETWEEN ? AND ? AND rank = 0"
@@ -213,7 +213,8 @@ class Run:
             for table, kind in kinds.items():
                 for step, logged, *row in con.execute(_select(table, kind), span).fetchall():
                     if step in valid and logged >= valid[step]:
-                        parts[table][step].append(kind(*row))
+                        # Lists come back as lists; records hold tuples.
+                        parts[table][step].append(kind(*(tuple(v) if isinstance(v, list) else v for v in row)))
         for step, _, time in latest:
             rows = {table: tuple(found.get(step, ())) for table, found in parts.items()}
             yield StepRecord(step, time, metrics.get(step, {}), **rows)

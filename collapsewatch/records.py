@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import nan
 from typing import Any, Literal
 
 Stop = Literal["eos", "length", "unknown"]
@@ -113,7 +114,12 @@ class ControlRow:
     """One control token in one slot at one step: probability statistics over `n` scored positions.
 
     `hazard` is the mean over turns of the sum of -log(1-p); `expected` is the sum of p and `sampled` how often
-    the token was really drawn there (the two agree when the probe is right).
+    the token was really drawn there (the two agree when the probe is right). A marker that several tokens spell
+    is read at its first one; `forced` is the mean probability of the whole marker where it was drawn.
+    `turn_n` and `turn_mean` are `n` and `mean` by turn, the last entry for that turn and all later ones.
+    `pressure_self` and `pressure_other` are the push of the policy gradient on the token's logit: the sums of
+    A (1 - p) where it was drawn, and of -A p where another token was, over the trained tokens of the step.
+    `probe` says who read it: `policy` on its own rollouts, `fixed` or `alternate` on dialogues kept for that.
     """
 
     token: str
@@ -127,6 +133,12 @@ class ControlRow:
     hazard: float
     expected: float
     sampled: int
+    forced: float = nan
+    turn_n: tuple[int, ...] = ()
+    turn_mean: tuple[float, ...] = ()
+    pressure_self: float = nan
+    pressure_other: float = nan
+    probe: str = "policy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +171,28 @@ class RolloutRow:
     hazard: float
     prompt: str = ""
     text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenView:
+    """One rollout token by token, (T,) each: what a page needs to show it.
+
+    `token` ids and `piece` their text; `turn` -1 and `slot` "" where the environment wrote; `logp` the trained
+    log-prob and `sampler_logp` the sampler's own, `entropy` in nats, NaN where unknown; `control` (T * K,) the
+    log-probs of the control tokens `names` (K,), position by position. `advantage` is the rollout's.
+    """
+
+    rollout: int
+    advantage: float
+    token: tuple[int, ...]
+    piece: tuple[str, ...]
+    turn: tuple[int, ...]
+    slot: tuple[str, ...]
+    logp: tuple[float, ...]
+    sampler_logp: tuple[float, ...]
+    entropy: tuple[float, ...]
+    names: tuple[str, ...]
+    control: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,11 @@ from typing import Any
 import pyarrow as pa
 
 from .database import arrow_schemas
-from .records import Alarm, Applied, Event, Evidence, StepRecord
+from .records import Alarm, Applied, Event, Evidence, StepRecord, TokenView
 
 Rows = Iterable[Mapping[str, Any]]
-Item = StepRecord | Evidence | Alarm | Applied | Event | tuple[str, Rows]
-"""What the store takes: a record, or a table's name with rows (column -> value)."""
+Item = StepRecord | Evidence | Alarm | Applied | Event | tuple[int, TokenView] | tuple[str, Rows]
+"""What the store takes: a record, a view with its step, or a table's name with rows (column -> value)."""
 
 
 def to_arrow(item: Item, rank: int, logged: int) -> list[tuple[str, Any]]:
@@ -39,6 +39,8 @@ def _rows_of(item: Item, rank: int, logged: int) -> Iterator[tuple[str, Rows]]:
             if rank == 0:
                 del mark["rank"]
                 yield "observations", [mark | _fields(row) for row in item.observations]
+        case (int(step), TokenView() as view):
+            yield "tokens", [{"step": step, "rank": rank, "logged": logged, **_fields(view)}]
         case (str(table), rows):
             stamped = "logged" in arrow_schemas().get(table, pa.schema([])).names
             yield table, [{"logged": logged, **row} for row in rows] if stamped else rows
@@ -76,6 +78,8 @@ def _storable(value: Any) -> Any:
     """Text without lone surrogates, which UTF-8 cannot hold (a model may sample them as JSON escapes)."""
     if isinstance(value, str) and not value.isascii():
         return value.encode("utf-8", "replace").decode()
+    if isinstance(value, tuple) and value and isinstance(value[0], str):
+        return [_storable(part) for part in value]
     return value
 
 

@@ -47,6 +47,12 @@ CREATE TABLE IF NOT EXISTS control (    -- control-token probabilities by slot
     hazard DOUBLE,                      -- mean over turns of the sum of -log(1-p)
     expected DOUBLE,                    -- sum of p: emissions expected
     sampled BIGINT,                     -- emissions seen
+    forced DOUBLE,                      -- mean probability of the whole marker where it was drawn
+    turn_n BIGINT[],                    -- n by turn; the last entry holds all later turns too
+    turn_mean DOUBLE[],                 -- mean by turn
+    pressure_self DOUBLE,               -- policy gradient on its logit from where it was drawn, per trained token
+    pressure_other DOUBLE,              -- the same from where another token was drawn
+    probe VARCHAR,                      -- policy, fixed, alternate: whose dialogues
     logged BIGINT                       -- as in steps; valid if not older than the step's row there
 );
 CREATE TABLE IF NOT EXISTS turns (      -- one row per assistant message
@@ -77,6 +83,22 @@ CREATE TABLE IF NOT EXISTS rollouts (   -- one row per trajectory; text for a sa
     hazard DOUBLE,
     prompt VARCHAR,
     text VARCHAR,                       -- control tokens kept as written
+    logged BIGINT                       -- as in steps; valid if not older than the step's row there
+);
+CREATE TABLE IF NOT EXISTS tokens (     -- a part of the rollouts, token by token: lists with one entry per position
+    step BIGINT,
+    rank SMALLINT,
+    rollout INTEGER,
+    advantage DOUBLE,
+    token INTEGER[],                    -- id
+    piece VARCHAR[],                    -- its text
+    turn SMALLINT[],                    -- -1 where the environment wrote
+    slot VARCHAR[],                     -- '' where the environment wrote
+    logp FLOAT[],                       -- as trained
+    sampler_logp FLOAT[],               -- as the sampler gave it; NaN where it gives none
+    entropy FLOAT[],                    -- nats
+    names VARCHAR[],                    -- the K control tokens of `control`
+    control FLOAT[],                    -- their log-probabilities, K entries per position
     logged BIGINT                       -- as in steps; valid if not older than the step's row there
 );
 CREATE TABLE IF NOT EXISTS alarms (

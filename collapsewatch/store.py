@@ -14,7 +14,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import pyarrow as pa
 from .database import StoreError, first_line
 from .journal import Journal
 from .merge import Merger
-from .records import Alarm, Applied, Event, Evidence, StepRecord
+from .records import Alarm, Applied, Event, Evidence, StepRecord, TokenView
 from .rows import Item, Rows, to_arrow
 
 __all__ = ["Store", "StoreError"]
@@ -110,6 +110,11 @@ class Store:
     def log_event(self, event: Event) -> None:
         """Keep something that happened to the run."""
         self._put(event)
+
+    def log_views(self, views: Sequence[tuple[int, TokenView]]) -> None:
+        """Keep rollouts token by token, each with its step, after the step's record."""
+        for step, view in views:
+            self._put((step, view))
 
     def append(self, table: str, rows: Rows) -> None:
         """Keep rows (column -> value) of any table of docs/schema.md; columns left out are NULL.

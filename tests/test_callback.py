@@ -12,61 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 from transformers import Qwen2ForCausalLM
-from transformers.trainer_callback import PrinterCallback
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 
 from collapsewatch.callback import CollapseCallback
 from collapsewatch.detectors import Detection, build
 from collapsewatch.queries import open_run
 from collapsewatch.store import StoreError
-
-PROMPTS = ["add 1 and 2", "add 3 and 4", "look up paris", "what now?", "call me", "say hi"]
-
-
-def checksum(completion_ids: list[list[int]], **_: Any) -> list[float]:
-    """A reward that differs between nearly any two completions and can be computed again from the stored text."""
-    return [sum(i * (1 + t) for t, i in enumerate(ids)) % 97 / 97 for ids in completion_ids]
-
-
-def train(
-    tmp_path: Path,
-    model_path: Path,
-    tokenizer: Any,
-    *callbacks: Any,
-    reward: Any = checksum,
-    resume: bool = False,
-    **overrides: Any,
-) -> GRPOTrainer:
-    settings = {
-        "output_dir": str(tmp_path / "out"),
-        "max_steps": 2,
-        "learning_rate": 1e-3,
-        "per_device_train_batch_size": 8,
-        "num_generations": 4,
-        "max_completion_length": 16,
-        "seed": 7,
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "report_to": [],
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "disable_tqdm": True,
-    }
-    trainer = GRPOTrainer(
-        model=str(model_path),
-        reward_funcs=reward,
-        args=GRPOConfig(**{**settings, **overrides}),
-        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS]),
-        eval_dataset=Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS[:2]]),
-        processing_class=tokenizer,
-        callbacks=list(callbacks),
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=resume)
-    return trainer
+from tests.trl_training import PROMPTS, checksum, train
 
 
 def weights(trainer: GRPOTrainer) -> dict[str, torch.Tensor]:
@@ -217,8 +170,12 @@ def raising(stage: str) -> Any:
     ("target", "stage"),
     [
         ("collapsewatch.probe.ControlProbe._from_hidden", "probe"),
-        ("collapsewatch.callback.measure_rank", "measure"),
-        ("collapsewatch.callback.combine", "measure"),
+        ("collapsewatch.steps.measure_rank", "measure"),
+        ("collapsewatch.steps.combine", "measure"),
+        ("collapsewatch.views.ViewKeeper.take", "views"),
+        ("collapsewatch.steps.complaints", "views"),
+        ("collapsewatch.store.Store.log_views", "store"),
+        ("collapsewatch.ledger.Ledger.take_sample", "generate_single_turn"),
         ("collapsewatch.formats.bound.BoundFormat.classify_ids", "measure"),
         ("collapsewatch.ledger.Ledger.take_rewards", "calculate_rewards"),
         ("collapsewatch.store.Store.log_step", "store"),
@@ -265,7 +222,8 @@ import sys, os, signal
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from transformers import PreTrainedTokenizerFast
-import test_callback as t
+import trl_training as t
+from collapsewatch.callback import CollapseCallback
 
 folder, model_path, how = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 calls = 0
@@ -282,7 +240,7 @@ def reward(completion_ids, **_):
         os.kill(os.getpid(), signal.SIGKILL)
     return t.checksum(completion_ids)
 
-callback = t.CollapseCallback(folder, "run")
+callback = CollapseCallback(folder, "run")
 t.train(folder, model_path, PreTrainedTokenizerFast.from_pretrained(model_path), callback, reward=reward, max_steps=9)
 """
 

@@ -21,16 +21,18 @@ PACKAGES = {
 }
 LAYERS = (
     "records plugins schemas theme advice",
-    "formats structure detectors interventions journal combine curves levels words",
-    "shares",
+    "formats structure detectors interventions journal combine curves levels words rollouts selftest",
+    "shares cells views head capability",
+    "scalars",
     "importers database probe measure supervisor course",
-    "merge rows replay",
+    "merge rows replay fixed",
     "aliases store queries tables verdict",
     "samples",
     "monitor report ledger",
-    "findings follow",
+    "findings follow steps",
     "summary callback dashboards page",
-    "trainer",
+    "trainer watch",
+    "launch",
     "cli",
     "__main__",
 )

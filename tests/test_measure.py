@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from collapsewatch.combine import combine
 from collapsewatch.formats import format_named
 from collapsewatch.formats.base import BoundFormat
-from collapsewatch.measure import Rollouts, measure_rank
+from collapsewatch.measure import measure_rank
 from collapsewatch.records import SLOTS, Slot, Structure
+from collapsewatch.rollouts import Rollouts
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call><|im_end|>'
 Pairs = dict[str, dict[int, list[float]]]
@@ -52,7 +53,15 @@ def rollouts(bound: BoundFormat, tokenizer: Any, seed: int, n: int, t: int) -> R
         env_errors=draw.integers(0, 2, n),
         row=np.arange(n) + 100,
         length=np.full(n, t),
+        label_logp=None if draw.random() < 0.2 else holes(draw, -draw.exponential(size=(n, t))),
+        sampler_logp=None if draw.random() < 0.2 else holes(draw, -draw.exponential(size=(n, t))),
+        altered=None if draw.random() < 0.2 else draw.choice([0.0, 1.0, np.nan], n),
     )
+
+
+def holes(draw: np.random.Generator, values: Any) -> Any:
+    values[draw.random(values.shape) < 0.2] = np.nan
+    return values
 
 
 class Slow:
@@ -65,8 +74,8 @@ class Slow:
         self.turn, self.alive, self.may = arrays.turn.tolist(), arrays.alive.tolist(), arrays.legal.tolist()
         self.pairs: Pairs = defaultdict(lambda: defaultdict(lambda: [0.0, 0.0]))
         self.hazard: dict[tuple[int, int], float] = defaultdict(float)  # illegal emissions by (rollout, turn)
-        # (p, sampled) by (token, slot, legal)
-        self.cells: dict[tuple[str, str, bool], list[tuple[float, int]]] = defaultdict(list)
+        # (p, drawn, advantage, scored, turn) by (token, slot, legal)
+        self.cells: dict[tuple[str, str, bool], list[tuple[float, bool, float, bool, int]]] = defaultdict(list)
         self.turns = [
             [[t for t, at in enumerate(row) if at == j] for j in range(max(row, default=-1) + 1)] for row in self.turn
         ]
@@ -78,11 +87,15 @@ class Slow:
             streams += [f"hazard@{self.slot[i][t]}"] if forbidden else []
         for i in range(len(r.ids)):
             self.hazards(i, sorted(set(streams)))
+            self.tokens(i)
             self.legal(i)
             self.outcomes(i)
 
+    def known(self, i: int, t: int) -> bool:
+        return t >= 0 and bool(self.r.mask[i, t]) and all(math.isfinite(x) for x in self.r.logp[i, t].tolist())
+
     def scored(self, i: int, t: int) -> bool:
-        return t >= 0 and self.alive[i][t] and all(math.isfinite(x) for x in self.r.logp[i, t].tolist())
+        return self.known(i, t) and self.alive[i][t]
 
     def p(self, i: int, t: int) -> dict[str, float]:
         return dict(zip(self.bound.tokens, [math.exp(min(x, 0.0)) for x in self.r.logp[i, t].tolist()], strict=True))
@@ -102,7 +115,6 @@ class Slow:
             slot = self.slot[i][t]
             assert slot is not None
             for k, (token, p) in enumerate(self.p(i, t).items()):
-                self.cells[token, slot, self.may[i][t][k]].append((p, int(self.r.ids[i, t] == self.bound.ids[k])))
                 if self.may[i][t][k]:
                     continue
                 h = -math.log(1 - min(p, 1 - 1e-12))
@@ -111,6 +123,36 @@ class Slow:
                     sums[stream] += h
         for stream in streams:
             self.add(stream, i, sums[stream], len(seen))
+
+    def tokens(self, i: int) -> None:
+        """Cells, logit pressure, calibration, and the means over tokens."""
+        advantage, r = float(self.r.advantage[i]), self.r
+        for t in range(r.ids.shape[1]):
+            drawn = [bool(r.ids[i, t] == k) for k in self.bound.ids]
+            if self.known(i, t):
+                for k, (token, p) in enumerate(self.p(i, t).items()):
+                    cell = (token, str(self.slot[i][t]), self.may[i][t][k])
+                    self.cells[cell].append((p, drawn[k], advantage, self.scored(i, t), self.turn[i][t]))
+                    self.add(f"logit_pressure/self/{token}", i, advantage * (1 - p) if drawn[k] else 0.0, 1)
+                    self.add(f"logit_pressure/other/{token}", i, 0.0 if drawn[k] else -advantage * p, 1)
+            if self.scored(i, t):
+                mass = sum(self.p(i, t).values())
+                self.add("probe/calibration", i, any(drawn) - mass, mass * (1 - mass))
+            if not r.mask[i, t]:
+                continue
+            if r.entropy is not None and math.isfinite(r.entropy[i, t]):
+                region = {"open": "call", "body": "call", "think": "think"}.get(str(self.slot[i][t]), "text")
+                self.add("entropy", i, r.entropy[i, t], 1)
+                self.add(f"entropy/{'control' if any(drawn) else region}", i, r.entropy[i, t], 1)
+            if r.label_logp is not None and math.isfinite(r.label_logp[i, t]):
+                if advantage:
+                    self.add(f"logp/{'rewarded' if advantage > 0 else 'punished'}", i, r.label_logp[i, t], 1)
+                if r.sampler_logp is not None and math.isfinite(r.sampler_logp[i, t]):
+                    gap = abs(r.label_logp[i, t] - r.sampler_logp[i, t])
+                    self.add("sampling/logp_gap", i, gap, 1)
+                    self.add("sampling/logp_gap_control", i, gap, int(any(drawn)))
+        if r.altered is not None and math.isfinite(r.altered[i]):
+            self.add("sampling/altered", i, r.altered[i], 1)
 
     def legal(self, i: int) -> None:
         opens, any_text = 0.0, False
@@ -151,9 +193,10 @@ class Slow:
         self.add("turns", i, len(found), 1)
         self.add("completions/mean_length", i, int(self.r.mask[i].sum()), 1)
         self.add("completions/clipped_ratio", i, bool(found) and self.stop(i, len(found) - 1) == "length", 1)
-        if self.r.entropy is not None:
-            for value, own in zip(self.r.entropy[i].tolist(), self.r.mask[i].tolist(), strict=True):
-                self.add("entropy", i, *((value, 1) if own and math.isfinite(value) else (0, 0)))
+        healthy = (Structure.TOOL_CALL, Structure.RESPONSE)
+        self.add("turns/void", i, sum(not (turn.calls or turn.structure in healthy) for turn in found), len(found))
+        saved = [max(turn.attempted, len(turn.calls) + turn.recovered) for turn in found]
+        self.add("lenient_parse_rate", i, sum(len(turn.calls) + turn.recovered for turn in found), sum(saved))
         if math.isfinite(self.r.reward[i]):
             self.add("reward", i, float(self.r.reward[i]), 1)
 
@@ -165,8 +208,13 @@ class Slow:
         return "eos" if last in ends else "length"
 
 
-METRICS = {"reward", "tools/call_frequency", "env_errors", "turns", "entropy"}
-METRICS |= {"completions/mean_length", "completions/clipped_ratio", *(f"structure/{s}" for s in Structure)}
+def is_metric(name: str) -> bool:
+    single = name in ("reward", "env_errors", "turns", "entropy", "lenient_parse_rate")
+    return single or (name.split("/")[0] in GROUPS and not name.startswith("hazard"))
+
+
+GROUPS = ["completions", "entropy", "logit_pressure", "logp", "probe", "sampling", "structure", "tools", "turns"]
+DERIVED = {"reward_std", "frac_reward_zero_std", "parse_rate", "hazard", "probe/max_error"}
 
 
 def ratio(groups: dict[int, list[float]]) -> tuple[float, int, float]:
@@ -190,15 +238,18 @@ def test_measure_agrees_with_a_slow_one(bound: BoundFormat, tokenizer: Any, seed
     measured = measure_rank(r, bound)
     record = combine([measured.sums], measured, step=4, time=5.0, metrics={"probe/max_error": 0.5})
     assert (record.step, record.time, record.metrics["probe/max_error"]) == (4, 5.0, 0.5)
-    assert {o.stream for o in record.observations} == slow.pairs.keys() - METRICS
+    assert {o.stream for o in record.observations} == {name for name in slow.pairs if not is_metric(name)}
     assert len(record.observations) == len({o.stream for o in record.observations})
     for o in record.observations:
         value, size, stderr = ratio(slow.pairs[o.stream])
         assert o.n == size and o.value == pytest.approx(value, rel=1e-6, abs=1e-9), o.stream
         assert o.stderr == pytest.approx(stderr, rel=1e-4, abs=1e-6 * max(1.0, value)), o.stream
-    for name in METRICS & slow.pairs.keys():
-        assert record.metrics[name] == pytest.approx(ratio(slow.pairs[name])[0], rel=1e-6, abs=1e-9), name
-    assert METRICS & record.metrics.keys() == METRICS & slow.pairs.keys()
+    metrics = {name: ratio(pairs)[0] for name, pairs in slow.pairs.items() if is_metric(name)}
+    if "probe/calibration" in metrics:
+        drawn, variance = np.sum([*slow.pairs["probe/calibration"].values()], axis=0)
+        metrics["probe/calibration"] = drawn / math.sqrt(variance)
+    found = {name: value for name, value in record.metrics.items() if name not in DERIVED}
+    assert found == pytest.approx(metrics, rel=1e-6, abs=1e-9)
     check_rewards(r, record.metrics)
     check_details(r, slow, measured)
 
@@ -221,13 +272,30 @@ def check_details(r: Rollouts, slow: Slow, measured: Any) -> None:
         slow.cells, key=lambda cell: (SLOTS.index(Slot(cell[1])), slow.bound.tokens.index(cell[0]), cell[2])
     )
     for row in measured.control:
-        p = sorted(p for p, _ in slow.cells[row.token, row.slot, row.legal])
+        cell = slow.cells[row.token, row.slot, row.legal]
+        trained = sum(pair[1] for pair in slow.pairs[f"logit_pressure/self/{row.token}"].values())
+        push = sum(a * (1 - p) for p, drawn, a, _, _ in cell if drawn) / trained
+        assert row.pressure_self == pytest.approx(push, abs=1e-9)
+        push = sum(-a * p for p, drawn, a, _, _ in cell if not drawn) / trained
+        assert row.pressure_other == pytest.approx(push, abs=1e-9)
+        scored = [(p, drawn, turn) for p, drawn, _, alive, turn in cell if alive]
+        assert (row.n, row.sampled) == (len(scored), sum(drawn for _, drawn, _ in scored))
+        by_turn = [[p for p, _, turn in scored if min(turn, 7) == j] for j in range(len(row.turn_n))]
+        assert row.turn_n == tuple(map(len, by_turn)) and sum(row.turn_n) == row.n
+        means = [sum(p) / len(p) if p else math.nan for p in by_turn]
+        assert row.turn_mean == pytest.approx(means, rel=1e-6, abs=1e-9, nan_ok=True)
+        where_drawn = [p for p, drawn, _ in scored if drawn]
+        forced = sum(where_drawn) / len(where_drawn) if where_drawn else math.nan
+        assert row.forced == pytest.approx(forced, rel=1e-6, abs=1e-9, nan_ok=True)
+        p = sorted(p for p, _, _ in scored)
+        if not p:
+            assert math.isnan(row.mean) and math.isnan(row.max) and row.hazard == row.expected == 0.0
+            continue
         at = [(len(p) - 1) * q for q in (0.5, 0.99)]
         p50, p99 = (p[int(x)] + (x - int(x)) * (p[min(int(x) + 1, len(p) - 1)] - p[int(x)]) for x in at)
         expected = {"mean": sum(p) / len(p), "p50": p50, "p99": p99, "max": p[-1], "expected": sum(p)}
         expected["hazard"] = sum(-math.log(1 - min(x, 1 - 1e-12)) for x in p) / turns
         assert {name: getattr(row, name) for name in expected} == pytest.approx(expected, rel=1e-6, abs=1e-9)
-        assert row.n == len(p) and row.sampled == sum(hit for _, hit in slow.cells[row.token, row.slot, row.legal])
     rows = iter(measured.turns)
     for i, spans in enumerate(slow.turns):
         found = [slow.bound.classify_ids(r.ids[i, turn]) for turn in spans]

@@ -34,7 +34,27 @@ def record(step: int) -> StepRecord:
         1e9 + step,
         {"reward": step / 3, "entropy": -step / 7},
         (Observation("polluted", step / 11, 8, 0.1), Observation("a", 0.0, 8)),
-        (ControlRow("<tool_call>", "text", False, 100, 0.1, 0.0, 0.5, 0.9, 0.2, 10.0, step),),
+        (
+            ControlRow(
+                "<tool_call>",
+                "text",
+                False,
+                100,
+                0.1,
+                0.0,
+                0.5,
+                0.9,
+                0.2,
+                10.0,
+                step,
+                0.3,
+                (60, 40),
+                (0.1, 0.2),
+                0.5,
+                -0.5,
+                "fixed",
+            ),
+        ),
         (TurnRow(0, 0, "tool_call", "ok", "eos", 17, 1, 0.0), TurnRow(1, 0, "response", "ok", "eos", 9, 0, 0.5)),
         (RolloutRow(0, 0, 1.0, 0.5, 1, 17, 1, 0, "tool_call", 0.0, "prompt", f"text {step}"),),
     )
@@ -410,7 +430,7 @@ def test_runs_are_found_at_any_depth_without_following_links(tmp_path: Path) -> 
 def test_the_documented_schema_is_the_schema() -> None:
     text = (Path(__file__).parents[1] / "docs" / "schema.md").read_text(encoding="utf-8")
     documented = {
-        table: re.findall(r"^\| `(\w+)` \| ([A-Z]+) \| (\S.*) \|$", section, re.M)
+        table: re.findall(r"^\| `(\w+)` \| ([A-Z]+(?:\[\])?) \| (\S.*) \|$", section, re.M)
         for table, section in re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", text, re.M | re.S)
     }
     with duckdb.connect() as con:

@@ -80,7 +80,9 @@ def test_every_kind_of_record_lands_in_its_table(tmp_path: Path) -> None:
     detail = {"loss": np.float32(0.5), "ids": np.arange(3), "bad": float("-inf"), "who": Tier.HOLD, "p": Path("x")}
     store = Store(tmp_path)
     turn = TurnRow(0, 1, "polluted", "stray_token", "eos", 17, 0, 0.25)
-    control = ControlRow("<tool_call>", "text", False, 100, 0.1, 0.0, 0.5, 0.9, 0.2, 10.0, 3)
+    control = ControlRow(
+        "<tool_call>", "text", False, 100, 0.1, 0.0, 0.5, 0.9, 0.2, 10.0, 3, 0.25, (99, 1), (0.1, 0.0), 0.5, -0.5
+    )
     rollout = RolloutRow(0, 4, 1.0, -0.5, 2, 33, 1, 0, "polluted", 0.25, "p", "lone \ud800, nul \0, é")
     metrics = {"reward": np.float32(0.5), "n": 3}
     store.log_step(StepRecord(9, 1.5, metrics, (), (control,), (turn,), (rollout,)))
@@ -93,6 +95,7 @@ def test_every_kind_of_record_lands_in_its_table(tmp_path: Path) -> None:
     assert store.faults == {} and store.dropped == 0
     assert rows(tmp_path, "SELECT * EXCLUDE logged FROM control") == [
         (9, 0, "<tool_call>", "text", False, 100, 0.1, 0.0, 0.5, 0.9, 0.2, 10.0, 3)
+        + (0.25, [99, 1], [0.1, 0.0], 0.5, -0.5, "policy")
     ]
     assert rows(tmp_path, "SELECT * EXCLUDE logged FROM turns") == [
         (9, 0, 0, 1, "polluted", "stray_token", "eos", 17, 0, 0.25)
