@@ -21,8 +21,10 @@ from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .detectors import FA_PER_10K
+from .fixed import FixedProbe, scored
 from .formats.base import BoundFormat
 from .formats.detect import AUTO, bind, check_name
+from .head import Partitioned
 from .interventions import INTERVENTIONS
 from .interventions.base import Expert, Intervention, Training
 from .ledger import UID, Ledger, Seen
@@ -49,6 +51,8 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         intervention: started when an alarm stands: a listed name, or an `Intervention`.
         expert: for supervised interventions: dataset rows -> expert dialogues as `TokenRow`s.
         cooldown: steps between two applications while the alarm holds.
+        probes: expert dialogues of tasks that are not trained on, scored at the first and the last step and every
+            `probe_every` steps: whether format or capability is lost, if one of the two is.
         keep_text: rollouts per step whose text is kept, the most hazardous first.
         keep_tokens: share of the prompts of which one rollout is kept token by token, at most 4 a step and rank; the
             most hazardous ones around an alarm are kept besides.
@@ -69,6 +73,8 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         intervention: str | Intervention | None = None,
         expert: Expert | None = None,
         cooldown: int = 10,
+        probes: Sequence[FixedProbe] = (),
+        probe_every: int = 10,
         keep_text: int = 8,
         keep_tokens: float = 0.125,
         config: str = "",
@@ -79,6 +85,7 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         self._chat_format = chat_format
         self._fa_per_10k, self._on_record = fa_per_10k, on_record
         self._keep_text, self._keep_tokens = keep_text, keep_tokens
+        self._probes, self._probe_every = probes, probe_every
         act = resolve(INTERVENTIONS, intervention, "intervention")() if isinstance(intervention, str) else intervention
         self._supervisor = None if act is None else Supervisor(act, cooldown)
         self._expert = expert
@@ -117,18 +124,20 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         if (before := self._supervisor) is not None:  # what it knows is of an earlier training
             self._supervisor = Supervisor(before.intervention, before.cooldown)
             self._supervisor.intervention.check(self._training)
-        fp32_head = bool(getattr(args, "cast_lm_head_to_fp32", False))
-        self._probe = ControlProbe(
-            trainer.model, self._bound.probe_ids.tolist(), trainer.temperature, fp32_head, lambda: self._guard("probe")
-        )
+        self._probe, blind = self._hook(trainer)
         self._ledger = Ledger(self._training, len(self._bound.probe_ids), tokenizer.pad_token_id)
         rank, steps = accelerator.process_index, max(trainer.state.max_steps, args.max_steps, 0) or None
         try:
             self.monitor = Monitor(self._logdir / names[0], rank, self._fa_per_10k, self._config, steps)
         except BaseException:
-            self._probe.close()
+            if self._probe is not None:
+                self._probe.close()
             raise
-        self._undo.append(self._probe.close)
+        if self._probe is not None:
+            self._undo.append(self._probe.close)
+        if blind:
+            _log.warning("collapsewatch: %s", blind)
+            self.monitor.event("notice", blind)
         self._steps = StepMeasure(
             self._training,
             self._bound,
@@ -146,6 +155,14 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         self._after("_generate_and_score_completions", self._ledger.number_rows)
         self._after("compute_loss", self._take_probe)
         atexit.register(self._at_exit)
+
+    def _hook(self, trainer: Any) -> tuple[ControlProbe | None, str]:
+        """The probe in the trainer's model; where its head cannot be read, none, and what that means."""
+        ids, fp32_head = self._bound.probe_ids.tolist(), bool(getattr(trainer.args, "cast_lm_head_to_fp32", False))
+        try:
+            return ControlProbe(trainer.model, ids, trainer.temperature, fp32_head, lambda: self._guard("probe")), ""
+        except Partitioned as error:
+            return None, f"{error}; without probabilities, structure and outcomes are watched"
 
     def _go_on(self, step: int) -> None:
         """A resumed training: detection as it stood at `step`, on every rank alike."""
@@ -205,7 +222,7 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
 
     def _take_probe(self, result: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """Keep what the probe saw in this micro-batch's forward, beside the rows it belongs to."""
-        batches = self._probe.drain()
+        batches = self._probe.drain() if self._probe is not None else []
         if model.training and UID in inputs:
             self._seen.append((inputs, batches[-1] if batches else None))
 
@@ -216,6 +233,10 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         record, failed = self._steps.record(state.global_step, seen)
         if record is None:
             return
+        step, last = state.global_step, state.max_steps
+        if self._probe is not None and self._probes and (step in (1, last) or step % self._probe_every == 0):
+            with self.monitor.guard("probes"):
+                record = scored(record, self._probes, self._probe)
         alarms = self.monitor.log(record)
         with self.monitor.guard("views"):
             self._steps.logged(record, any(alarm.tier is Tier.ALARM for alarm in alarms))
@@ -223,7 +244,8 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         if self._supervisor is not None:
             # With several ranks a failure on one would leave the others waiting: there it ends the training.
             alone = self._training.ranks == 1
-            with self._probe.disarmed(), self.monitor.guard("supervisor") if alone else nullcontext():
+            unseen = nullcontext() if self._probe is None else self._probe.disarmed()
+            with unseen, self.monitor.guard("supervisor") if alone else nullcontext():
                 rows = self._supervisor.step(record, alarms, self.monitor.state, failed, self._training)
                 applied = list(rows)
             for row in applied:

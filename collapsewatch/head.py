@@ -13,6 +13,10 @@ COLUMNS = 2**15
 """Columns of a block of logits."""
 
 
+class Partitioned(ValueError):
+    """The weights of the LM head are nowhere whole."""
+
+
 class Head:
     """The LM head of a causal LM, and the scale, soft cap and temperature behind it, as TRL's fused head applies them.
 
@@ -20,7 +24,8 @@ class Head:
     of the fused head must be rounded as it was.
 
     Raises:
-        ValueError: the model has no LM head, or ZeRO-3 keeps its weights elsewhere.
+        ValueError: the model has no LM head.
+        Partitioned: ZeRO-3 keeps its weights elsewhere.
     """
 
     def __init__(self, model: Any, temperature: float = 1.0) -> None:
@@ -29,7 +34,7 @@ class Head:
         if head is None:
             raise ValueError(f"probe: got {type(model).__name__}, expected a causal LM: a backbone and an LM head")
         if hasattr(head.weight, "ds_id"):
-            raise ValueError("probe: got ZeRO-3, which partitions the LM head, expected ZeRO-1 or 2, DDP or FSDP2")
+            raise Partitioned("probe: got ZeRO-3, which partitions the LM head, expected ZeRO-1 or 2, DDP or FSDP2")
         text_config = model.config.get_text_config()
         self._softcap: float | None = getattr(text_config, "final_logit_softcapping", None)
         self._scale = _logit_scale(text_config)

@@ -56,7 +56,8 @@ class ControlProbe:
     The probe never changes the forward; what it collects waits in `batches` until `drain`.
 
     Raises:
-        ValueError: the model has no backbone or no output embeddings to hook, or ZeRO-3 partitions it.
+        ValueError: the model has no backbone or no output embeddings to hook.
+        Partitioned: ZeRO-3 keeps the LM head's weights elsewhere.
     """
 
     def __init__(

@@ -37,8 +37,9 @@ class RunReport:
     """What is to say of one run. `steps` is (first, last, count), with None for a log without step numbers.
 
     `reward` is the mean over the first, the best and the last window, or None without rewards; `structure` is
-    None without turns, `capability` without fixed probes. `applied` are the steps of interventions; `curves` and
-    `samples` are for drawing and reading, and no part of the JSON.
+    None without turns, `capability` without fixed probes. `notices` are what the watching itself told while the run
+    went on, its own faults among it, with the step. `applied` are the steps of interventions; `curves` and `samples`
+    are for drawing and reading, and no part of the JSON.
     """
 
     name: str
@@ -55,6 +56,7 @@ class RunReport:
     alarms: tuple[Alarm, ...] = ()
     not_judged: tuple[tuple[str, str], ...] = ()
     unmapped: tuple[str, ...] = ()
+    notices: tuple[tuple[int, str], ...] = ()
     reward: tuple[float, float, float] | None = None
     applied: tuple[int, ...] = ()
     structure: Shares | None = None
@@ -92,6 +94,7 @@ class RunReport:
             ],
             "not_judged": [{"stream": s, "reason": r} for s, r in self.not_judged],
             "unmapped": list(self.unmapped),
+            "notices": [{"step": step, "text": text} for step, text in self.notices],
             "reward": None if self.reward is None else dict(zip(("first", "best", "last"), self.reward, strict=True)),
             "interventions": self.interventions,
             "capability": None if self.capability is None else self.capability.to_dict(),
@@ -194,7 +197,8 @@ def _own_run(path: Path, fa_per_10k: float | None) -> RunReport:
             samples = rollouts(run, report.onset_step)
     except Exception as error:  # whatever is wrong with one run, the others are still judged
         return _broken(path, path.name, OWN, error)
-    return replace(report, applied=applied, structure=structure, samples=samples)
+    notices = tuple((e.step, f"{e.name}: {e.detail}") for e in events if e.name in ("fault", "notice"))
+    return replace(report, applied=applied, structure=structure, samples=samples, notices=notices)
 
 
 def _foreign(found: Imported | Unreadable, fa_per_10k: float) -> RunReport:

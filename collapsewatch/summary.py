@@ -129,8 +129,12 @@ def _print_notes(
         for note in findings.not_judged(r):
             notes[note].append(names[id(r)])
     broken = [r for r in reports if findings.unreadable(r)]
-    if read and (notes or unmapped or broken):
+    if read and (notes or unmapped or broken or any(r.notices for r in read)):
         console.print()
+    for r in read:
+        for step, text in r.notices:
+            whom = f" in {names[id(r)]}" if len(read) > 1 else ""
+            _line(f"told at step {step}{whom}: {text}", console)
     for note, runs in notes.items():
         whom = ", ".join(runs) if len(runs) <= _NAMED else f"{len(runs)} runs"
         _line(f"not judged in {whom}: {note}" if len(read) > 1 else f"not judged: {note}", console)

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen2ForCausalLM
+from transformers import Qwen2ForCausalLM, TrainerCallback
 from trl import GRPOTrainer
 
 from collapsewatch.callback import CollapseCallback
 from collapsewatch.detectors import Detection, build
 from collapsewatch.queries import open_run
+from collapsewatch.report import analyze
 from collapsewatch.store import StoreError
 from tests.trl_training import PROMPTS, checksum, train
 
@@ -204,6 +205,9 @@ def test_a_torn_monitor_leaves_the_training_alone(
     fault = next(event.detail for event in events if event.name == "fault")
     assert fault.startswith(f"{stage}: RuntimeError: torn")
     assert events[-1].name == "finished" and stage in events[-1].detail
+    monkeypatch.undo()
+    (report,) = analyze(tmp_path / "run")
+    assert any(text.startswith(f"fault: {stage}: RuntimeError: torn") for _, text in report.notices)
 
 
 def test_without_a_probe_the_structure_is_still_watched(
@@ -215,6 +219,22 @@ def test_without_a_probe_the_structure_is_still_watched(
         streams = {o.stream for o in record.observations}
         assert {"polluted", "no_call"} <= streams and not any(s.startswith("hazard") for s in streams)
         assert len(record.rollouts) == 8 and not record.control and "entropy" not in record.metrics
+
+
+def test_where_zero_3_partitions_the_head_the_structure_is_still_watched(
+    tmp_path: Path, model_path: Path, tokenizer: Any
+) -> None:
+    class Partition(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            model.get_output_embeddings().weight.ds_id = 0  # DeepSpeed's mark on a parameter that it partitions
+
+    callback = CollapseCallback(tmp_path, "run")
+    train(tmp_path, model_path, tokenizer, Partition(), callback)
+    assert callback.monitor is not None and not callback.monitor.faults
+    run = open_run(tmp_path / "run")
+    assert [e.detail for e in run.events() if e.name == "notice"][0].startswith("probe: got ZeRO-3")
+    for record in run.records(detail=True):
+        assert "polluted" in {o.stream for o in record.observations} and not record.control
 
 
 SCRIPT = """

@@ -151,7 +151,7 @@ def test_json_keeps_its_contract(tmp_path: Path) -> None:
     (run,) = json.loads(json.dumps(to_json(reports), allow_nan=False))["runs"]
     assert list(run) == [
         "name", "path", "source", "steps", "verdict", "kind", "onset_step", "detected_step", "first_mover",
-        "token", "evidence", "alarms", "not_judged", "unmapped", "reward", "interventions", "capability",
+        "token", "evidence", "alarms", "not_judged", "unmapped", "notices", "reward", "interventions", "capability",
     ]  # fmt: skip
     assert run["steps"] == {"first": 1, "last": 90, "count": 90}
     assert list(run["evidence"][0]) == ["stream", "share", "level", "baseline", "tolerance"]

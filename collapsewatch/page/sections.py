@@ -25,6 +25,7 @@ def section(anchor: str, name: str, report: RunReport, points: int, format: str,
     drawn = [plot(chart) for chart in charts(report, points)]
     known = [_block("Evidence", _evidence(report)), _block("Turns", _turns(report))]
     known.append(_block("Not judged", _not_judged(report)))
+    known.append(_block("Told while it ran", _notices(report)))
     read = [tag("div", part) for part in (list(filter(None, known)), _block("Try next", _advice(report))) if part]
     return tag(
         "section",
@@ -128,6 +129,10 @@ def _turns(r: RunReport) -> Html | None:
     rows = [(x.reason, x.family, str(x.count), percent(x.share)) for x in r.structure.reasons[:_REASONS]]
     reasons = table(["reason", "family", "turns", "share"], rows, (2, 3)) if rows else Html()
     return escaped([*said, reasons])
+
+
+def _notices(r: RunReport) -> Html | None:
+    return tag("ul", [tag("li", f"step {step}: {text}") for step, text in r.notices]) if r.notices else None
 
 
 def _not_judged(r: RunReport) -> Html | None:
