@@ -61,6 +61,7 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
 
     Raises:
         UnknownPlugin: a chat format or an intervention that is neither listed nor importable.
+        ValueError: `probe_every` is below 1.
     """
 
     def __init__(
@@ -85,6 +86,8 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         self._chat_format = chat_format
         self._fa_per_10k, self._on_record = fa_per_10k, on_record
         self._keep_text, self._keep_tokens = keep_text, keep_tokens
+        if probe_every < 1:
+            raise ValueError(f"probe_every: got {probe_every}, expected at least 1")
         self._probes, self._probe_every = probes, probe_every
         act = resolve(INTERVENTIONS, intervention, "intervention")() if isinstance(intervention, str) else intervention
         self._supervisor = None if act is None else Supervisor(act, cooldown)

@@ -199,7 +199,7 @@ def load_model(
                 path.parent, gguf_file=path.name, dtype=torch.float32, quantization_config=config
             )
         else:
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            tokenizer = _tokenizer(name)
             model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     except Exception as error:  # broken files make the loaders raise anything
         raise ModelError(
@@ -213,6 +213,21 @@ def load_model(
     if "tool_call" not in (tokenizer.chat_template or ""):
         tokenizer.chat_template = TEMPLATE.read_text()
     return model, tokenizer
+
+
+def _tokenizer(name: str) -> Any:
+    """The tokenizer as it was saved.
+
+    For a family it knows, `AutoTokenizer` takes a saved vocabulary and splits text as that family does, also where
+    the folder says that the tokenizer is of no family, as the tiny model's.
+    """
+    saved = Path(name) / "tokenizer_config.json"
+    if saved.is_file() and json.loads(saved.read_text()).get("tokenizer_class") in _NO_FAMILY:
+        return PreTrainedTokenizerFast.from_pretrained(name)
+    return AutoTokenizer.from_pretrained(name)
+
+
+_NO_FAMILY = ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
 def add_markers(tokenizer: Any) -> int:

@@ -18,8 +18,9 @@ from transformers.trainer_callback import PrinterCallback
 
 from collapsewatch.callback import CollapseCallback
 from collapsewatch.database import first_line
+from collapsewatch.fixed import FixedProbe, Name
 from collapsewatch.formats import writer_named
-from collapsewatch.formats.base import ChatFormat
+from collapsewatch.formats.base import BoundFormat, ChatFormat
 from collapsewatch.formats.detect import bind, check_name
 from collapsewatch.interventions import INTERVENTIONS
 from collapsewatch.interventions.base import Intervention, PromptRow
@@ -29,12 +30,13 @@ from collapsewatch.records import Alarm, Applied, StepRecord
 
 from .config import ConfigError, TrainConfig
 from .dialogues import Renderer
-from .environments import load_environment
+from .environments import Environment, load_environment
 from .grpo import ToolTrainer, grpo_args
 from .models import load_model
 
 OnRecord = Callable[[StepRecord, Sequence[Alarm], Sequence[Applied]], None]
 TASK_SEED = 1_000_003  # keeps a run's tasks apart from the warm start's
+PROBE_SEED = 999_983  # below it: no run's tasks are the probes'
 
 
 def prepare(config: TrainConfig, progress: Callable[[int, int], None] | None = None) -> None:
@@ -89,6 +91,7 @@ def train(config: TrainConfig, on_record: OnRecord | None = None) -> Path:
     model, tokenizer = load_model(config.model, environment, config.seed, config.warm_start, alternate=alternate)
     renderer = Renderer(tokenizer, environment)
     tasks = environment.tasks(config.prompts * config.steps, TASK_SEED + config.seed)
+    bound = bind(config.chat_format, tokenizer)
 
     def expert(rows: Sequence[PromptRow]) -> list[TokenRow]:
         return [renderer.expert_row(environment, tasks[row["task"]]) for row in rows]
@@ -101,10 +104,11 @@ def train(config: TrainConfig, on_record: OnRecord | None = None) -> Path:
         intervention=_intervention(config),
         expert=expert,
         cooldown=config.cooldown,
+        probes=_probes(config, environment, renderer, bound) if config.probe_every else (),
+        probe_every=max(config.probe_every, 1),
         config=config.to_toml(),
         on_record=on_record,
     )
-    bound = bind(config.chat_format, tokenizer)
     try:
         args = grpo_args(config, str(run_dir / "checkpoints"), use_cpu=not torch.cuda.is_available())
         trainer = ToolTrainer(config, model, environment, renderer, bound, tasks, args, callbacks=[callback])
@@ -129,6 +133,22 @@ def train(config: TrainConfig, on_record: OnRecord | None = None) -> Path:
 def _alternate(config: TrainConfig) -> ChatFormat | None:
     """The second chat format, if there is to be one."""
     return writer_named(config.alternate_format) if config.alternate_format else None
+
+
+def _probes(config: TrainConfig, environment: Environment, renderer: Renderer, bound: BoundFormat) -> list[FixedProbe]:
+    """The same tasks in every run, in the trained format and in the alternate one."""
+    tasks = environment.tasks(config.probe_tasks, PROBE_SEED)
+
+    def probe(name: Name, of: Renderer, chat_format: BoundFormat) -> FixedProbe:
+        return FixedProbe(name, [of.expert_row(environment, task) for task in tasks], chat_format, of.pad_id)
+
+    other = _alternate(config)
+    if other is None:
+        return [probe("fixed", renderer, bound)]
+    if other.name == bound.name:
+        raise ConfigError(f"alternate_format: got {other.name!r}, which the model is trained in, expected another")
+    written = Renderer(renderer.tokenizer, environment, other)
+    return [probe("fixed", renderer, bound), probe("alternate", written, other.bind(renderer.tokenizer))]
 
 
 def _intervention(config: TrainConfig) -> Intervention | None:
