@@ -190,6 +190,34 @@ def query(
         print_table(table.columns, table.rows, _console())
 
 
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="tiny, a model folder, a hub name or a .gguf file.")],
+    environment: Annotated[str, typer.Option(help="Where its tasks come from.")] = "chain",
+    chat_format: Annotated[str, typer.Option("--format", help="The format it was trained in.")] = "auto",
+    alternate: Annotated[str, typer.Option(help="Another chat format to try it in.")] = "bracket",
+    tasks: Annotated[int, typer.Option(min=1, help="Tasks to play, three times each.")] = 32,
+    reference: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="What it is compared with: where its training began.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say of a checkpoint whether it has lost its call format, or what it can do."""
+    with _needs_train("inspect"):
+        from .trainer.inspected import judge, print_views, to_json
+        from .trainer.inspection import Inspector
+    from .rows import strict_json
+
+    inspector = Inspector(environment, chat_format, alternate, tasks)
+    views = inspector.views(model)
+    known = inspector.views(reference) if reference else None
+    judged = judge(views, known)
+    if as_json:
+        typer.echo(strict_json(to_json(judged, environment, (model, views), known and (reference, known)), indent=2))
+    else:
+        print_views(views, known, judged, _console())
+
+
 class _Console(Console):
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError  # for `main`: rich would exit with 1
