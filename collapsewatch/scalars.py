@@ -17,6 +17,8 @@ REGIONS: dict[str, tuple[Slot, ...]] = {
     "text": (Slot.START, Slot.TEXT, Slot.CLOSE, Slot.END),
 }
 """Where a token that is no control token stands; mean entropy hides what happens in one of them."""
+LEAST_VARIANCE = 1e-6
+"""Of a position, in the calibration: what is certain up to rounding must not weigh without end."""
 
 
 def reward_sums(sums: GroupSums, rollouts: Rollouts) -> None:
@@ -51,6 +53,8 @@ def turn_sums(
 def token_sums(sums: GroupSums, rollouts: Rollouts, chat_format: BoundFormat, arrays: SlotArrays) -> None:
     """Entropy by region, log-probs by the sign of the advantage, and how far the sampler's lie from them."""
     control = rollouts.mask & np.isin(rollouts.ids, chat_format.ids)
+    for n, first, last, _ in chat_format.spelled(rollouts.ids, rollouts.mask):
+        control[n, first : last + 1] = True
     if rollouts.entropy is not None:
         held = rollouts.mask & np.isfinite(rollouts.entropy)
         sums.add_mean("entropy", rollouts.entropy, held)
@@ -84,4 +88,5 @@ def control_sums(
             sums.add(f"logit_pressure/{side}/{token}", push[:, k], trained)
     mass = np.where(scored, np.minimum(np.where(scored[..., None], p, 0.0).sum(axis=2), 1.0), 0.0)  # (N, T)
     drawn = scored & np.isin(rollouts.ids, chat_format.probe_ids)
-    sums.add("probe/calibration", (drawn - mass).sum(axis=1), (mass * (1 - mass)).sum(axis=1))
+    variance = np.where(scored, np.maximum(mass * (1 - mass), LEAST_VARIANCE), 0.0)
+    sums.add("probe/calibration", (drawn - mass).sum(axis=1), variance.sum(axis=1))

@@ -232,7 +232,7 @@ def test_where_zero_3_partitions_the_head_the_structure_is_still_watched(
     train(tmp_path, model_path, tokenizer, Partition(), callback)
     assert callback.monitor is not None and not callback.monitor.faults
     run = open_run(tmp_path / "run")
-    assert [e.detail for e in run.events() if e.name == "notice"][0].startswith("probe: got ZeRO-3")
+    assert next(e.detail for e in run.events() if e.name == "notice").startswith("probe: got ZeRO-3")
     for record in run.records(detail=True):
         assert "polluted" in {o.stream for o in record.observations} and not record.control
 

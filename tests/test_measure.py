@@ -17,6 +17,7 @@ from collapsewatch.formats.base import BoundFormat
 from collapsewatch.measure import measure_rank
 from collapsewatch.records import SLOTS, Slot, Structure
 from collapsewatch.rollouts import Rollouts
+from tests.renderers import byte_tokenizer
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call><|im_end|>'
 Pairs = dict[str, dict[int, list[float]]]
@@ -136,8 +137,8 @@ class Slow:
                     self.add(f"logit_pressure/self/{token}", i, advantage * (1 - p) if drawn[k] else 0.0, 1)
                     self.add(f"logit_pressure/other/{token}", i, 0.0 if drawn[k] else -advantage * p, 1)
             if self.scored(i, t):
-                mass = sum(self.p(i, t).values())
-                self.add("probe/calibration", i, any(drawn) - mass, mass * (1 - mass))
+                mass = min(sum(self.p(i, t).values()), 1.0)
+                self.add("probe/calibration", i, any(drawn) - mass, max(mass * (1 - mass), 1e-6))
             if not r.mask[i, t]:
                 continue
             if r.entropy is not None and math.isfinite(r.entropy[i, t]):
@@ -386,3 +387,32 @@ def test_a_run_on_stops_by_length_whatever_else_is_wrong(bound: BoundFormat, tok
     measured = measure_rank(r, bound)
     assert [(turn.reason, turn.stop) for turn in measured.turns] == [("repetition", "length")]
     assert combine([measured.sums], measured, 1, 2.0).metrics["completions/clipped_ratio"] == 1.0
+
+
+def test_a_marker_of_several_tokens_is_read_at_its_first_and_whole_where_it_was_drawn() -> None:
+    small = byte_tokenizer(["<|im_end|>"])
+    bound = format_named("hermes").bind(small)
+    ids = np.array([small.encode(f"{CALL[:-10]}ab<cd{CALL[-10:]}", add_special_tokens=False)])
+    draw = np.random.default_rng(0)
+    label_logp = -draw.exponential(size=ids.shape)
+    logp = np.log(draw.uniform(0.01, 0.2, (*ids.shape, 2)))
+    one, zero = np.ones(1), np.zeros(1, int)
+    entropy = draw.random(ids.shape)
+    length = np.full(1, ids.size)
+    r = Rollouts(ids, np.ones_like(ids, bool), logp, entropy, zero, one, one, zero, zero, length, label_logp)
+    measured = measure_rank(r, bound)
+    text = [small.decode([i]) for i in ids[0]]
+    assert bound.probe_tokens == ("<|im_end|>", "<tool_call>")
+    rows = {(row.slot, row.legal): row for row in measured.control if row.token == "<tool_call>"}
+    # The opener at the start, the closer after the body; the `<` of the prose opens no marker and counts as drawn only.
+    opener, closer = len("<tool_call>"), text.index("<", 1)
+    assert "".join(text[:opener]) == "<tool_call>" and "".join(text[closer:]).startswith("</tool_call>")
+    assert rows["start", True].forced == pytest.approx(math.exp(label_logp[0, :opener].sum()))
+    span = slice(closer, closer + len("</tool_call>"))
+    assert rows["body", True].forced == pytest.approx(math.exp(label_logp[0, span].sum()))
+    assert math.isnan(rows["text", True].forced) and rows["text", True].sampled == 1
+    assert sum(row.sampled for row in rows.values()) == text.count("<") == 3
+    metrics = combine([measured.sums], measured, 1, 2.0).metrics
+    inside = np.zeros(ids.size, bool)
+    inside[:opener] = inside[span] = inside[-1] = True
+    assert metrics["entropy/control"] == pytest.approx(entropy[0, inside].mean())
