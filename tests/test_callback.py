@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -96,6 +97,21 @@ def test_every_row_of_the_store_is_one_rollout(
         advantage = [row.advantage for row in group.values()]
         np.testing.assert_allclose(advantage, (reward - reward.mean()) / scale, rtol=1e-4, atol=1e-5)
     assert records[0].metrics["probe/max_error"] < 1e-4
+
+
+def test_every_metric_of_ours_is_documented(tmp_path: Path, model_path: Path, tokenizer: Any) -> None:
+    callback = CollapseCallback(tmp_path, "run")
+    trainer = train(tmp_path, model_path, tokenizer, callback)
+    ours = {name for record in open_run(tmp_path / "run").records() for name in record.metrics}
+    ours -= {name for row in trainer.state.log_history for name in row}
+    text = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"`([^`]+)`", "".join(re.findall(r"^\| (`.*?) \|", text, re.M))))
+    tokens = [name for name in ours if name.startswith("logit_pressure/")]
+    assert len(tokens) == 2 * 9 and {name.rpartition("/<")[0] + "/TOKEN" for name in tokens} == {
+        "logit_pressure/self/TOKEN",
+        "logit_pressure/other/TOKEN",
+    }
+    assert ours - set(tokens) <= listed and {"sampling/altered", "turns/void", "entropy/control"} <= ours
 
 
 def test_rows_of_one_generation_are_seen_again_in_the_next_iteration(
