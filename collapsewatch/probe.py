@@ -50,9 +50,10 @@ class ProbeBatch:
 class ControlProbe:
     """Collects a `ProbeBatch` from every gradient-carrying forward of `model` while armed.
 
-    `token_ids` (K,): the control tokens. `temperature`: what the model's log-probs are taken at. `fp32_head`: the
-    fused head is computed in float32 outside autocast (TRL's `cast_lm_head_to_fp32`). `guard`: the context in which
-    the hooks do their work, to keep their failures out of the model's forward.
+    `token_ids` (K,): the control tokens; `measure` may be given others. `temperature`: what the model's log-probs
+    are taken at. `fp32_head`: the fused head is computed in float32 outside autocast (TRL's
+    `cast_lm_head_to_fp32`). `guard`: the context in which the hooks do their work, to keep their failures out of the
+    model's forward.
     The probe never changes the forward; what it collects waits in `batches` until `drain`.
 
     Raises:
@@ -63,7 +64,7 @@ class ControlProbe:
     def __init__(
         self,
         model: Any,
-        token_ids: Sequence[int],
+        token_ids: Sequence[int] = (),
         temperature: float = 1.0,
         fp32_head: bool = False,
         guard: Callable[[], AbstractContextManager[Any]] = nullcontext,
