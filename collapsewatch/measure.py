@@ -31,7 +31,7 @@ def measure_rank(rollouts: Rollouts, chat_format: BoundFormat) -> RankMeasure:
     _legal_streams(sums, chat_format, arrays, p, hazard, scored)
     control = tuple(control_rows(chat_format, rollouts, arrays, p, hazard, known, int(turns_per.sum())))
     control_sums(sums, rollouts, chat_format, p, known, scored)
-    spans = [chat_format.turns(own, row) for row, own in zip(rollouts.ids, rollouts.mask, strict=True)]
+    spans = chat_format.turns_by_row(rollouts.mask, rollouts.ids)
     classified = [
         [chat_format.classify_ids(row[a:b]) for a, b in own] for row, own in zip(rollouts.ids, spans, strict=True)
     ]

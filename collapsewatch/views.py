@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import cache
 from zlib import crc32
 
 import numpy as np
@@ -29,7 +30,7 @@ class ViewKeeper:
     """
 
     def __init__(self, chat_format: BoundFormat, decode: Callable[[int], str], share: float) -> None:
-        self._format, self._decode, self._share = chat_format, decode, share
+        self._format, self._decode, self._share = chat_format, cache(decode), share
         self._suspects: deque[tuple[int, list[TokenView]]] = deque(maxlen=REMEMBERED)
 
     def take(

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from collapsewatch.cells import _quantiles
 from collapsewatch.combine import combine
 from collapsewatch.formats import format_named
 from collapsewatch.formats.base import BoundFormat
@@ -387,6 +388,14 @@ def test_a_run_on_stops_by_length_whatever_else_is_wrong(bound: BoundFormat, tok
     measured = measure_rank(r, bound)
     assert [(turn.reason, turn.stop) for turn in measured.turns] == [("repetition", "length")]
     assert combine([measured.sums], measured, 1, 2.0).metrics["completions/clipped_ratio"] == 1.0
+
+
+@given(
+    st.lists(st.floats(0, 1, width=32), min_size=1, max_size=40),
+    st.lists(st.floats(0, 1), min_size=1, max_size=3),
+)
+def test_quantiles_are_those_of_numpy_to_the_bit(values: list[float], shares: list[float]) -> None:
+    assert _quantiles(np.array(values), *shares) == np.quantile(values, shares).tolist()
 
 
 def test_a_marker_of_several_tokens_is_read_at_its_first_and_whole_where_it_was_drawn() -> None:

@@ -153,9 +153,16 @@ class BoundFormat:
 
         With `ids` (T,), a run is also split after an end token; without, turns that touch are one span.
         """
-        own = np.asarray(mask, bool)[None]
-        codes = np.zeros(own.shape, np.int8) if ids is None else self._coded(np.asarray(ids)[None], own)
-        return _spans(self._starts(codes, own)[0], own[0])
+        return self.turns_by_row(np.asarray(mask)[None], None if ids is None else np.asarray(ids)[None])[0]
+
+    def turns_by_row(self, mask: npt.ArrayLike, ids: npt.ArrayLike | None = None) -> list[list[tuple[int, int]]]:
+        """As `turns`, of each row of `mask` and `ids` (N, T)."""
+        own = np.asarray(mask, bool)
+        codes = np.zeros(own.shape, np.int8) if ids is None else self._coded(ids, own)
+        found: list[list[tuple[int, int]]] = [[] for _ in own]
+        for row, begin, end in _spans(self._starts(codes, own), own):
+            found[row].append((begin, end))
+        return found
 
     def slots(self, ids: npt.ArrayLike, mask: npt.ArrayLike) -> SlotArrays:
         """Slot, survival, turn and legality at every position of `ids` (N, T); `mask` (N, T) marks model tokens.
@@ -199,7 +206,7 @@ class BoundFormat:
         self, ids: npt.NDArray[np.int64], mask: Bools, codes: Codes, start: Bools, drawn: Codes, after: Codes
     ) -> None:
         """Write the markers that several tokens spell into `codes`, `drawn` and `after`, all (N, T)."""
-        for n, event in self._events(ids, mask, codes, start):
+        for n, event in self._events(ids, mask, codes, start, self._spelling.loose):
             own = slice(event.first, event.last + 1)
             codes[n, own][codes[n, own] == _ORDINARY] = _BLANK
             if drawn[n, event.last] == _NONE and event.drawn:
@@ -207,11 +214,14 @@ class BoundFormat:
             after[n, event.last] = _ROLES[event.role]
 
     def _events(
-        self, ids: npt.NDArray[np.int64], mask: Bools, codes: Codes, start: Bools
+        self, ids: npt.NDArray[np.int64], mask: Bools, codes: Codes, start: Bools, loose: bool = False
     ) -> Iterator[tuple[int, Event]]:
-        """Row and event, its tokens counted from the row's first; arrays (N, T)."""
-        for n in range(len(ids)):
-            for begin, end in _spans(start[n], mask[n]):
+        """Row and event, its tokens counted from the row's first; arrays (N, T). Where not `loose`, markers alone."""
+        # Most turns hold no token that a marker could begin in.
+        before = np.zeros((len(ids), ids.shape[1] + 1), np.int32)
+        np.cumsum(np.take(self._spelling.begins, ids, mode="clip"), axis=1, out=before[:, 1:])
+        for n, begin, end in _spans(start, mask):
+            if loose or before[n, end] > before[n, begin]:
                 control = codes[n, begin:end].astype(int) - _CONTROL
                 for event in self._spelling.events(ids[n, begin:end].tolist(), control.tolist()):
                     yield n, event._replace(first=begin + event.first, last=begin + event.last)
@@ -255,13 +265,12 @@ def _may(follow: Mapping[str, tuple[str, str]]) -> Bools:
     return may
 
 
-def _spans(start: Bools, mask: Bools) -> list[tuple[int, int]]:
-    """Spans of the turns of one row, where `start` (T,) marks their first positions and `mask` (T,) their own."""
-    begins = np.flatnonzero(start)
-    gaps = np.append(np.flatnonzero(~mask), len(mask))
-    # A turn ends where the next one begins or where the mask ends, whichever comes first.
-    ends = np.minimum(gaps[np.searchsorted(gaps, begins)], np.append(begins, len(mask))[1:])
-    return list(zip(begins.tolist(), ends.tolist(), strict=True))
+def _spans(start: Bools, mask: Bools) -> Iterator[tuple[int, int, int]]:
+    """Row, begin and end of each turn, in order; `start` (N, T) marks its first position, `mask` (N, T) its own."""
+    stop = mask.copy()  # (N, T) the last position of a turn: the next one is masked, or starts another
+    stop[:, :-1] &= ~mask[:, 1:] | start[:, 1:]
+    rows, begins = np.nonzero(start)
+    return zip(rows.tolist(), begins.tolist(), (np.nonzero(stop)[1] + 1).tolist(), strict=True)
 
 
 def _latest(hit: Bools, position: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 if TYPE_CHECKING:
     from .base import ChatFormat
 
@@ -45,9 +47,9 @@ class Spelling:
     def __init__(self, chat_format: ChatFormat, tokens: Sequence[str], vocab: Mapping[str, int]) -> None:
         self._role = [chat_format.role[token] for token in tokens]
         self._missing = [text for text in chat_format.role if text not in vocab]
-        self._loose = bool(chat_format.implicit) or "prefix" in chat_format.role.values()
+        self.loose = bool(chat_format.implicit) or "prefix" in chat_format.role.values()
         self._plain = chat_format.plain
-        self.active = bool(self._missing) or self._loose
+        self.active = bool(self._missing) or self.loose
         self._bytes: list[bytes] = token_bytes(vocab) if self.active else []
 
         split = spelled(tokens).split
@@ -64,7 +66,13 @@ class Spelling:
         self._spelled = {as_bytes[text]: (chat_format.role[text], text) for text in self._missing}
         self._marker = {as_text[text]: text for text in self._missing}
         self._marker |= {chr(_PLANE + k): token for k, token in enumerate(tokens)}
+        self._signs = {token: sign for sign, token in self._marker.items() if len(sign) == 1}
         self._implicit = re.compile(chat_format.implicit.encode()) if chat_format.implicit else None
+        firsts = {marker[:1] for marker in self._spelled}
+        # (V + 1,): may a marker begin in the token? The last entry stands for ids beyond the vocabulary.
+        self.begins = np.array([any(first in token for first in firsts) for token in [*self._bytes, b"?"]], bool)
+        if self.active:
+            self.begins[[vocab[token] for token in tokens]] = bytes([_SIGN]) in firsts
 
     def written(self, encode: Callable[..., list[int]]) -> dict[str, tuple[int, ...]]:
         """The ids that the tokenizer's `encode` writes each marker with that is no token, where they do spell it."""
@@ -76,8 +84,7 @@ class Spelling:
         """Cut `parts` (text, control token, text, ..., text) at the markers that are not tokens, too."""
         if not self._missing:
             return list(parts)
-        signs = {token: sign for sign, token in self._marker.items() if len(sign) == 1}
-        joined = "".join(signs[p] if i % 2 else _PRIVATE.sub("\ufffd", p) for i, p in enumerate(parts))
+        joined = "".join(self._signs[p] if i % 2 else _PRIVATE.sub("\ufffd", p) for i, p in enumerate(parts))
         return [self._marker[p] if i % 2 else p for i, p in enumerate(self._in_text.split(joined))]
 
     def events(self, ids: Sequence[int], control: Sequence[int]) -> Iterator[Event]:
@@ -93,7 +100,7 @@ class Spelling:
 
         role, loose, at = "start", False, 0
         for match in self._in_bytes.finditer(data):
-            if self._loose:
+            if self.loose:
                 yield from (event(*found) for found in self._bounds(data, at, match.start(), role, loose))
             if found := self._spelled.get(match.group()):
                 role, marker = found
@@ -102,7 +109,7 @@ class Spelling:
                 role = self._role[match.group(1)[0] - 0x80]
             loose = role == "prefix" or (loose and role == "divide")
             at = match.end()
-        if self._loose:
+        if self.loose:
             yield from (event(*found) for found in self._bounds(data, at, len(data), role, loose))
 
     def _bounds(self, data: bytes, at: int, end: int, role: str, loose: bool) -> Iterator[tuple[int, int, str, bool]]:
