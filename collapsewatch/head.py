@@ -45,11 +45,11 @@ class Head:
         return HeadWeights(self, _whole(head.weight), _whole(getattr(head, "bias", None)), dtype)
 
     def transform(self, logits: torch.Tensor) -> torch.Tensor:
-        """What the model makes of the product with its head, as float32."""
-        logits = logits.float() * self._scale
+        """What the model makes of the product with its head, as float32; in place where that was float32."""
+        logits = logits.float().mul_(self._scale)
         if self._softcap is not None:
-            logits = self._softcap * torch.tanh(logits / self._softcap)
-        return logits / self._temperature
+            logits.div_(self._softcap).tanh_().mul_(self._softcap)
+        return logits.div_(self._temperature)
 
 
 class HeadWeights:

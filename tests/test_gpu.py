@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import closing, nullcontext
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,48 @@ def test_probe_agrees_with_full_logits_beside_the_triton_kernel(bf16: bool, boun
     brute = logits.log_softmax(-1)[..., control]
     mask = labels[:, 1:] != -100
     assert (batch.logp[mask] - brute[mask]).abs().max() <= bound
+    with cast:
+        own = probe.measure(ids.cpu(), labels=labels)
+    assert (own.logp[mask] - brute[mask]).abs().max() <= bound
+    assert (own.label_logp - batch.label_logp)[mask].abs().max() <= bound
+
+
+@pytest.mark.parametrize("how", ["fused", "logits", "measure"])
+def test_the_probe_allocates_next_to_nothing(how: str) -> None:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from trl.trainer.utils import add_fused_lm_head
+
+    from collapsewatch.head import AT_ONCE
+    from collapsewatch.probe import ControlProbe
+
+    vocabulary, width, rows, length = 151_936, 1_536, 4, 512
+    sizes = {"hidden_size": width, "intermediate_size": 256, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 12, "num_key_value_heads": 2}
+    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=vocabulary, tie_word_embeddings=True, **sizes, **heads))
+    model = model.cuda().train()
+    if how == "fused":
+        add_fused_lm_head(model, 1.0, False, outputs=("log_probs", "entropy"))
+    extra = []
+
+    @contextmanager
+    def watched() -> Iterator[None]:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        yield
+        extra.append(torch.cuda.max_memory_allocated() - before)
+
+    probe = ControlProbe(model, [5, 700, 31_999], guard=watched)
+    ids = torch.randint(0, vocabulary, (rows, length), device="cuda")
+    if how == "measure":
+        with watched():
+            probe.measure(ids)
+    else:
+        model(ids, labels=ids, **({"fused_lm_head": True} if how == "fused" else {}))
+        assert len(probe.drain()) == 1
+    whole = 4 * rows * length * vocabulary  # bytes of the logits in float32
+    # A block of logits, what becomes of it on its way to a normaliser, and the hidden states; in the fused case none.
+    bound = 8 * 4 * AT_ONCE if how != "fused" else 4 * 4 * rows * length * width + 4 * 4 * 4 * 32_768
+    assert 0 < max(extra) <= bound < whole
 
 
 def test_the_tiny_model_trains_on_the_card(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from contextlib import nullcontext, suppress
+import re
+from contextlib import closing, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -30,6 +32,7 @@ from collapsewatch import head as head_module
 from collapsewatch import probe as probe_module
 from collapsewatch.head import fold
 from collapsewatch.probe import ControlProbe
+from collapsewatch.queries import open_run
 
 V, CONTROL = 500, [3, 17, 250, 499]
 SIZES: dict[str, Any] = {
@@ -464,6 +467,32 @@ def test_a_failure_of_the_hooks_goes_to_the_guard(monkeypatch: pytest.MonkeyPatc
 
 def _torn(*args: Any) -> Any:
     raise RuntimeError("torn")
+
+
+def test_the_loop_of_the_documentation_runs(
+    tmp_path: Path, model_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "plugins.md").read_text()
+    (code,) = re.findall(r"## A PyTorch loop of your own.*?```python\n(.*?)```", text, re.DOTALL)
+    model = Qwen2ForCausalLM.from_pretrained(model_path).train()
+    turns = ['hi{"a": 1}', "look", '<tool_call>{"name": "f", "arguments": {}}</tool_call>', "</tool_call>a"]
+    rows = tokenizer([f"what?{turn}<|im_end|>" for turn in turns], padding=True, return_tensors="pt")
+    ids, mask = rows["input_ids"], rows["attention_mask"]
+    own = (torch.arange(ids.size(1)) >= len("what?")) & (mask == 1)
+    numbers = {"prompt": [0, 0, 1, 1], "reward": [0.0, 1.0, 1.0, 0.0], "advantage": [-1.0, 1.0, 1.0, -1.0]}
+    batch = {"input_ids": ids, "attention_mask": mask, "own": own} | {k: torch.tensor(v) for k, v in numbers.items()}
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "batches": [batch, batch]}
+    exec(code, names)
+    with closing(open_run(tmp_path / "logs" / "my-run")) as run:
+        records = list(run.records(detail=True))
+    assert [record.step for record in records] == [1, 2]
+    assert records[0].metrics["reward"] == 0.5 and records[0].metrics["entropy"] > 0
+    assert [row.structure for row in records[0].rollouts] == ["response", "response", "tool_call", "polluted"]
+    # What `measure` would have read is what the hooks read.
+    found = ControlProbe(model, names["bound"].probe_ids.tolist()).measure(ids, mask, names["labels"])
+    held = found.labels != -100
+    assert (found.logp - names["read"].logp)[held].abs().max() <= 1e-5
 
 
 def test_zero_3_is_refused() -> None:
