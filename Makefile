@@ -23,7 +23,7 @@ demo: venv
 	$(BIN)/collapsewatch demo $(if $(CI),--no-dashboard) $(if $(SEED),--seed $(SEED))
 
 test: venv
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: venv
 	$(BIN)/ruff format --check .
