@@ -48,7 +48,9 @@ class FixedProbe:
         self._ids: npt.NDArray[np.int64] = whole["input_ids"].numpy()  # (N, T)
         self._mask: Bools = (whole["labels"] != -100).numpy()  # (N, T)
         self._slots = chat_format.slots(self._ids, self._mask)
-        self._frame = self._mask & np.isin(self._ids, chat_format.ids)  # (N, T): control tokens
+        # (N, T): control tokens and layout. Parsers skip white space, but a model that is kept from a wrong control
+        # token behind an opened call still has to find its way past the line break.
+        self._frame = self._mask & (np.isin(self._ids, chat_format.ids) | chat_format.blank(self._ids))
         for n, first, last, _ in chat_format.spelled(self._ids, self._mask):
             self._frame[n, first : last + 1] = True
         self._turn, self._calls = self._turns()
@@ -68,35 +70,36 @@ class FixedProbe:
     def score(self, probe: ControlProbe) -> tuple[dict[str, float], tuple[ControlRow, ...]]:
         """Metrics under the probe's name, and control-token statistics by slot, of the probe's model as it is.
 
-        `logp`: mean log-prob of the dialogues' tokens, in nats. `format`: the probability that all control tokens of
-        a turn are drawn, given the rest of it: their product, as mean over turns. `content`: the same of all that a
-        call says, as mean over turns with calls. `turn`: the same of whole turns. `hazard`: as in a rollout.
-
-        Products, because one wrong token spoils a turn: a mean over tokens hides it among those that are sure
-        (docs/measurements.md, "Format and capability").
+        `logp`: mean log-prob of the dialogues' tokens, in nats. `format`: the probability that the control tokens of
+        a turn, and its white space, come where they stand and no control token elsewhere, given the rest of it.
+        `content`: the probability of what a call says, given that. `turn`: of a whole turn. Each is a product over
+        the tokens of a turn, as mean over turns: one wrong token spoils a turn, and a mean over tokens hides it among
+        those that are sure (docs/measurements.md, "Format and capability"). `hazard`: as in a rollout.
         """
         logp, label = self._read(probe)
         scored = self._rollouts(logp, label)
         label = np.minimum(np.where(self._mask, label, 0.0), 0.0)
         p, hazard, known = probabilities(scored)
         turns = int(self._turn.max()) + 1
+        # Of a token that is no control token: the probability that none is drawn in its place.
+        none = np.log1p(-np.minimum(p[..., : len(self.chat_format.ids)].sum(axis=2), 1 - 1e-12))  # (N, T)
         illegal = (known & self._slots.alive)[..., None] & ~self._slots.legal
         told = {
-            "logp": float(label[self._mask].mean()),
-            "format": float(np.exp(self._by_turn(label, self._frame, turns)).mean()),
-            "turn": float(np.exp(self._by_turn(label, self._mask, turns)).mean()),
-            "hazard": float(hazard[illegal].sum() / turns),
+            "logp": label[self._mask].mean(),
+            "format": self._product(np.where(self._frame, label, none), self._mask).mean(),
+            "turn": self._product(label, self._mask).mean(),
+            "hazard": hazard[illegal].sum() / turns,
         }
         if self._calls:
-            told["content"] = float(np.exp(self._by_turn(label, self._body, turns))[self._calls].mean())
+            told["content"] = self._product(np.minimum(label - none, 0.0), self._body)[self._calls].mean()
         rows = control_rows(self.chat_format, scored, self._slots, p, hazard, known, turns)
-        return {f"{self.name}/{key}": value for key, value in told.items()}, tuple(
+        return {f"{self.name}/{key}": float(value) for key, value in told.items()}, tuple(
             replace(row, probe=self.name) for row in rows
         )
 
-    def _by_turn(self, values: Floats, where: Bools, turns: int) -> Floats:
-        """Sums over each turn (turns,) of `values` (N, T) at `where` (N, T)."""
-        return np.bincount(self._turn[where], values[where], turns).astype(np.float64)
+    def _product(self, logs: Floats, where: Bools) -> Floats:
+        """The product over each turn (turns,) of the probabilities whose logarithms are `logs` (N, T), at `where`."""
+        return np.exp(np.bincount(self._turn[where], logs[where], int(self._turn.max()) + 1))
 
     def _read(self, probe: ControlProbe) -> tuple[Floats, Floats]:
         """Log-probs of the control tokens (N, T, K) and of the dialogues' own tokens (N, T), NaN where not scored."""

@@ -48,29 +48,33 @@ def probe_of(tokenizer: Any, name: str, rows: list[TokenRow], batch: int = 3) ->
     return FixedProbe("fixed", rows, format_named(name).bind(tokenizer), tokenizer.pad_token_id, batch)
 
 
-def turns(model: Any, tokenizer: Any, row: TokenRow) -> list[list[tuple[str, float]]]:
-    """Each turn's tokens as text, with their log-probs: one row, no padding, full logits."""
+Turn = list[tuple[str, float, float]]
+
+
+def turns(model: Any, tokenizer: Any, row: TokenRow, controls: list[int]) -> list[Turn]:
+    """Each turn's tokens as text, with their log-probs and those of no control token: one row, full logits."""
     with torch.no_grad():
-        logp = model(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
-    found: list[list[tuple[str, float]]] = []
+        logp = model(input_ids=torch.tensor([row.ids])).logits[0].double().log_softmax(-1)
+    found: list[Turn] = []
     for t, (token, own) in enumerate(zip(row.ids, row.mask, strict=True)):
         if own:
             if not row.mask[t - 1]:
                 found.append([])
-            found[-1].append((tokenizer.decode([token]), float(logp[t - 1, token])))
+            none = math.log(1 - float(logp[t - 1, controls].exp().sum()))
+            found[-1].append((tokenizer.decode([token]), float(logp[t - 1, token]), none))
     return found
 
 
-def expected(name: str, turn: list[tuple[str, float]]) -> tuple[float, float | None, float]:
-    """The probabilities of a turn's control tokens, of what its call says, of all of it; from its text."""
-    text = "".join(piece for piece, _ in turn)
+def expected(name: str, turn: Turn) -> tuple[float, float | None, float]:
+    """The probabilities of a turn's frame, of what its call says in that, and of all of it; from its text."""
+    text = "".join(piece for piece, _, _ in turn)
     markers = [m.span() for m in re.finditer("|".join(map(re.escape, format_named(name).role)), text)]
     frame, body, at = 0.0, 0.0, 0
-    for piece, logp in turn:
-        inside = any(begin < at + len(piece) and at < end for begin, end in markers)
-        frame, body, at = frame + inside * logp, body + (not inside) * logp, at + len(piece)
+    for piece, logp, none in turn:
+        inside = not piece.strip() or any(begin < at + len(piece) and at < end for begin, end in markers)
+        frame, body, at = frame + (logp if inside else none), body + (0 if inside else logp - none), at + len(piece)
     called = classify(text, name).structure == "tool_call"
-    return math.exp(frame), math.exp(body) if called else None, math.exp(frame + body)
+    return math.exp(frame), math.exp(body) if called else None, math.exp(sum(logp for _, logp, _ in turn))
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -79,13 +83,32 @@ def test_every_metric_is_that_of_the_turns_one_by_one(model: Any, tokenizer: Any
     probe = ControlProbe(model, [0])
     told, _ = probe_of(tokenizer, name, rows).score(probe)
     probe.close()
-    own = [turn for row in rows for turn in turns(model, tokenizer, row)]
+    controls = format_named(name).bind(tokenizer).ids.tolist()
+    own = [turn for row in rows for turn in turns(model, tokenizer, row, controls)]
     parts = [expected(name, turn) for turn in own]
-    assert told["fixed/logp"] == pytest.approx(fmean(logp for turn in own for _, logp in turn), abs=1e-5)
+    assert told["fixed/logp"] == pytest.approx(fmean(logp for turn in own for _, logp, _ in turn), abs=1e-5)
     assert told["fixed/format"] == pytest.approx(fmean(frame for frame, _, _ in parts), rel=1e-4)
     assert told["fixed/content"] == pytest.approx(fmean(body for _, body, _ in parts if body is not None), rel=1e-4)
     assert told["fixed/turn"] == pytest.approx(fmean(whole for _, _, whole in parts), rel=1e-4)
     assert {body is None for _, body, _ in parts} == {True, False}  # calls and answers
+
+
+def test_a_spike_where_no_control_token_belongs_costs_the_format_and_not_the_content(tokenizer: Any) -> None:
+    model, rows = tiny_model(tokenizer, 3), dialogues(tokenizer, "hermes")
+    probe = ControlProbe(model, [0])
+    before, _ = probe_of(tokenizer, "hermes", rows).score(probe)
+    end = torch.nn.Linear(model.config.hidden_size, len(tokenizer))
+    with torch.no_grad():
+        end.weight.copy_(model.lm_head.weight)
+        end.bias.zero_()[tokenizer.convert_tokens_to_ids("<tool_response>")] = 8.0  # that no turn ever holds
+    model.lm_head = end
+    probe.close()
+    probe = ControlProbe(model, [0])
+    after, _ = probe_of(tokenizer, "hermes", rows).score(probe)
+    probe.close()
+    assert after["fixed/format"] < before["fixed/format"] / 10 and after["fixed/turn"] < before["fixed/turn"] / 10
+    assert after["fixed/hazard"] > 2 * before["fixed/hazard"]
+    assert after["fixed/content"] == pytest.approx(before["fixed/content"], rel=1e-3)
 
 
 def test_control_rows_hold_the_probabilities_at_their_slots(model: Any, tokenizer: Any) -> None:

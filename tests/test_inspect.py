@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,15 +17,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from collapsewatch.formats import format_named, writer_named
 from collapsewatch.interventions.sft import TokenRow, sft_update
 from collapsewatch.records import Structure
 from collapsewatch.trainer.dialogues import Renderer
 from collapsewatch.trainer.environments.chain import Chain
-from collapsewatch.trainer.inspected import judge
+from collapsewatch.trainer.inspected import judge, print_views
 from collapsewatch.trainer.inspection import TASK_SEED, Inspector, View
-from collapsewatch.trainer.models import tiny_model, tiny_tokenizer
+from collapsewatch.trainer.models import ModelError, tiny_model, tiny_tokenizer
 from collapsewatch.trainer.sampling import OnlyLegal, Repaired, Sampler, opener
 
 CHAIN = Chain()
@@ -210,8 +213,14 @@ def test_a_format_that_was_broken_is_told_from_a_capability_that_was(checkpoints
     # The probe sees the spike where the paper looks for it: right after an opened call.
     (spike,) = [row for row in trained.control if (row.token, row.slot) == ("<|im_end|>", "open")]
     assert not spike.legal and spike.mean > 0.3
-    assert trained.probes["fixed/format"] < 0.5 < 0.8 < alternate.probes["alternate/format"]
+    kept = trained.probes["fixed/content"] / reference[0].probes["fixed/content"]
+    assert trained.probes["fixed/format"] < 0.5 < 0.8 < min(alternate.probes["alternate/format"], kept)
     assert repaired.control == () and repaired.probes == {}
+    text = io.StringIO()
+    print_views(own, reference, judge(own, reference), Console(file=text, width=200))
+    said = " ".join(text.getvalue().split())
+    assert "capability intact, format lost" in said and "with repaired calls" in said
+    assert re.search(r"open <\|im_end\|> illegal 0\.0\d\d -> 0\.[3-9]", said)
     # The same draws for everybody: looking twice shows the same.
     again = inspector.views(str(broken))
     assert [replace(v, control=()) for v in again] == [replace(v, control=()) for v in own]
@@ -222,7 +231,7 @@ def inspect(*args: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_the_command_prints_json_and_words(checkpoints: tuple[Path, Path]) -> None:
+def test_the_command_prints_json(checkpoints: tuple[Path, Path]) -> None:
     sound, broken = map(str, checkpoints)
     done = inspect(broken, "--tasks", str(TASKS), "--reference", sound, "--json")
     assert (done.returncode, done.stderr) == (0, "")
@@ -233,24 +242,31 @@ def test_the_command_prints_json_and_words(checkpoints: tuple[Path, Path]) -> No
         ("trained", "hermes"), ("alternate", "bracket"), ("repaired", "hermes"),
     ]  # fmt: skip
     assert np.isclose(sum(told["views"][0]["structures"].values()), 1.0)
+    assert told["reference"]["model"] == sound
     assert [v["name"] for v in told["reference"]["views"]] == ["trained", "alternate", "repaired"]
-    done = inspect(broken, "--tasks", str(TASKS))
-    assert (done.returncode, done.stderr) == (0, "")
-    for words in ("capability intact, format lost", "with repaired calls", "<|im_end|>  illegal"):
-        assert words in done.stdout
+
+
+def test_a_wrong_input_is_one_line() -> None:
+    done = inspect("tiny", "--alternate", "gemma")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: chat format: got 'gemma', which only reads, expected one of hermes, ")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    ("args", "error"),
+    ("wrong", "error"),
     [
-        (["nowhere"], "model: got 'nowhere'"),
-        (["tiny", "--alternate", "gemma"], "chat format: got 'gemma', which only reads, expected one of hermes,"),
-        (["tiny", "--alternate", "bracked"], "chat format: got 'bracked'"),
-        (["tiny", "--format", "hermess"], "chat format: got 'hermess'"),
-        (["tiny", "--environment", "chian"], "environment: got 'chian'"),
+        ({"alternate": "bracked"}, "chat format: got 'bracked'"),
+        ({"chat_format": "hermess"}, "chat format: got 'hermess'"),
+        ({"environment": "chian"}, "environment: got 'chian'"),
     ],
 )
-def test_a_wrong_input_is_one_line(args: list[str], error: str) -> None:
-    done = inspect(*args)
-    assert done.returncode == 2 and done.stderr.startswith(f"error: {error}"), done.stderr
-    assert done.stderr.count("\n") == 1 and not done.stdout
+def test_a_name_that_nothing_has_is_refused(wrong: dict[str, str], error: str) -> None:
+    given = {"environment": "chain", "chat_format": "auto", "alternate": "bracket", "tasks": 1} | wrong
+    with pytest.raises(ValueError, match=error):
+        Inspector(**given)  # type: ignore[arg-type]
+
+
+def test_a_model_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ModelError, match="model: got 'nowhere'"):
+        Inspector("chain", "auto", "bracket", 1).views("nowhere")

@@ -142,6 +142,11 @@ class BoundFormat:
         codes: Codes = np.take(self._codes, np.asarray(ids, np.int64), mode="clip")
         return np.where(mask, codes, np.int8(_ORDINARY))
 
+    def blank(self, ids: npt.ArrayLike) -> Bools:
+        """Which of the tokens `ids` are white space alone: layout, which changes no slot."""
+        blank: Bools = np.take(self._codes, np.asarray(ids, np.int64), mode="clip") == _BLANK
+        return blank
+
     def _starts(self, codes: Codes, mask: Bools) -> Bools:
         """Where a turn starts: after a masked position, or after the end token of the turn before."""
         start = mask.copy()
