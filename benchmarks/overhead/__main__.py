@@ -32,7 +32,9 @@ from typing import Any
 from collapsewatch.trainer.config import from_mapping
 from collapsewatch.trainer.train import prepare
 
-SKIPPED = 2  # steps before the first round: caches fill, the self-check reads the whole head, the optimizer's state
+SKIPPED = (
+    1  # steps before the first round: caches fill, the self-check reads the whole head, optimizers get their state
+)
 ALTERNATE = "react"
 GOALS = {"tiny": 0.05, "head": 0.01}
 
@@ -131,7 +133,7 @@ def setups(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     head = usual | {"model": "head", "prompts": 1, "probe_every": 0}
     if options.quick:
         tiny |= {"prompts": 2, "rollouts": 4, "warm_start": 60}
-        head |= {"rollouts": 4, "max_turn_tokens": 8}
+        head |= {"rollouts": 2, "max_turn_tokens": 8}
         layers = 1
     else:
         head |= {"rollouts": options.rollouts, "max_turn_tokens": options.tokens}
@@ -178,8 +180,11 @@ def main() -> None:
     if options.json:
         print(json.dumps(result))
         return
-    told = [f"{name} {percent(found['wall'])} (goal {100 * GOALS[name]:.0f} %)" for name, found in result.items()]
-    print(f"overhead of a step: {', '.join(told)}")
+    told = []
+    for name, found in result.items():
+        goal = f"goal {100 * GOALS[name]:.0f} %"
+        told.append(f"{name} {percent(found['wall'])} by the clock, {percent(found['inline'])} inline, {goal}")
+    print(f"overhead of a step: {'; '.join(told)}")
 
 
 if __name__ == "__main__":
