@@ -14,12 +14,11 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, SourceFileLoader
-from importlib.util import find_spec
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any
+
+from .imported import after_import
 
 
 class LaunchError(ValueError):
@@ -55,7 +54,7 @@ def launch(target: str, args: Sequence[str] = (), module: bool = False) -> None:
     Whatever it raises passes through, and is shown without the frames of this package.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    sys.meta_path.insert(0, _Imported("transformers.trainer", _watch_trainers))
+    after_import("transformers.trainer", _watch_trainers)
     sys.argv[:] = [target, *args]
     shown, sys.excepthook = sys.excepthook, lambda *raised: shown(*_without_us(*raised))
     if module:
@@ -86,30 +85,6 @@ def _set_first_path(folder: str) -> None:
 
 def _watch_trainers(trainer: ModuleType) -> None:
     trainer.DEFAULT_CALLBACKS.append(importlib.import_module("collapsewatch.watch").Watch)
-
-
-class _Imported(MetaPathFinder):
-    """Calls `then(module)` once the module `name` is imported, whenever that is."""
-
-    def __init__(self, name: str, then: Callable[[ModuleType], None]) -> None:
-        self._name, self._then = name, then
-
-    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
-        """That of the finders behind this one, with a loader that calls back."""
-        if fullname != self._name:
-            return None
-        sys.meta_path.remove(self)
-        spec = find_spec(fullname)
-        if spec is None or spec.loader is None:
-            return spec
-        execute = spec.loader.exec_module
-
-        def exec_module(module: ModuleType) -> None:
-            execute(module)
-            self._then(module)
-
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
 
 
 def _without_us(

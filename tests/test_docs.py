@@ -40,7 +40,7 @@ def test_the_readme_explains_every_command_and_option(name: str) -> None:
     words = usage(name)
     assert COMMANDS[name].help in " ".join(words.split())
     options = [o for p in COMMANDS[name].params for o in (*p.opts, *p.secondary_opts) if o.startswith("--")]
-    assert set(re.findall(r"--[a-z-]+", words)) == set(options)
+    assert set(re.findall(r"--[a-z0-9-]+", words)) == set(options)
     for parameter in COMMANDS[name].params:
         assert parameter.help in " ".join(words.split()), f"{name}: {parameter.name}"
 

@@ -20,7 +20,7 @@ PACKAGES = {
     "dashboards": "collapsewatch.dashboards",
 }
 LAYERS = (
-    "records plugins schemas theme advice",
+    "records plugins schemas theme advice imported",
     "formats structure detectors interventions journal combine curves levels words rollouts selftest",
     "shares cells views head capability",
     "scalars",
@@ -31,7 +31,7 @@ LAYERS = (
     "monitor report ledger",
     "findings follow steps",
     "summary callback dashboards page",
-    "trainer watch",
+    "trainer watch verl",
     "launch",
     "cli",
     "__main__",
