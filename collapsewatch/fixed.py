@@ -30,7 +30,8 @@ Name = Literal["fixed", "alternate"]
 class FixedProbe:
     """Teacher-forced dialogues in one chat format, and how a model scores them.
 
-    `rows`: the dialogues, the model's own turns marked in their `mask`. `batch`: dialogues in one forward.
+    `name`: what its figures are called: `fixed` in the trained format, `alternate` in another. `rows`: the dialogues,
+    the model's own turns marked in their `mask`. `batch`: dialogues in one forward.
 
     Raises:
         ValueError: there is no dialogue, or none in which the model has a turn.
