@@ -113,6 +113,8 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         """Hook into a live `GRPOTrainer` (done by itself when training starts)."""
         if self._undo:
             return
+        if not watchable(trainer):
+            raise TypeError(f"CollapseCallback: got {type(trainer).__name__}, expected a GRPOTrainer")
         self._trainer = trainer
         accelerator, args = trainer.accelerator, trainer.args
         tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
@@ -276,6 +278,11 @@ _MEASURED = frozenset(
     {"reward", "reward_std", "frac_reward_zero_std", "entropy", "epoch"}
     | {"tools/call_frequency", "completions/mean_length", "completions/clipped_ratio"}
 )
+
+
+def watchable(trainer: Any) -> bool:
+    """Whether a trainer generates, rewards and trains as `GRPOTrainer` does, and can be told by that."""
+    return hasattr(trainer, "_generate_and_score_completions") and hasattr(trainer, "_calculate_rewards")
 
 
 def calling_trainer(callback: TrainerCallback) -> Any:

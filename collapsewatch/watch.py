@@ -15,11 +15,10 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from .callback import CollapseCallback, calling_trainer
+from .callback import CollapseCallback, calling_trainer, watchable
 from .detectors import FA_PER_10K
 from .formats.detect import AUTO
 
-_PARTS = ("_calculate_rewards", "_generate_and_score_completions", "compute_loss")  # what a GRPO trainer is known by
 _trainings: Counter[str | None] = Counter()  # begun in this process, by the name asked for
 
 
@@ -39,7 +38,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers carries no t
             handler.remove_callback(self._own)
         if any(isinstance(callback, CollapseCallback) for callback in handler.callbacks):
             return  # the script's own, or that of a second `Watch`
-        if not all(hasattr(trainer, part) for part in _PARTS):
+        if not watchable(trainer):
             _tell(trainer, f"collapsewatch: {type(trainer).__name__} is not watched, for it is no GRPO trainer")
             return
         self._own = callback_from_environment()
