@@ -65,7 +65,7 @@ def combine(
             for group, (top, bottom) in _groups(rank, stream).items():
                 a, b = into.get(group, (0.0, 0.0))
                 into[group] = (a + top, b + bottom)
-    estimates = {name: _ratio(groups) for name, groups in merged.items() if groups}
+    estimates = {name: _estimate(name, groups) for name, groups in merged.items() if groups}
     scalars = {name: estimate.value for name, estimate in estimates.items() if _is_scalar(name)}
     scalars.pop("reward_square", None)
     if "probe/calibration" in scalars:
@@ -98,6 +98,15 @@ def _groups(rank: Sums, stream: str) -> Mapping[int, tuple[float, float]]:
     if stream in rank or not stream.startswith("hazard"):
         return rank.get(stream, {})
     return {group: (0.0, turns) for group, (_, turns) in rank.get("hazard", {}).items()}
+
+
+def _estimate(stream: str, groups: Mapping[int, tuple[float, float]]) -> _Estimate:
+    """A stream's value: a hazard as the rate at which that share of turns would break, else the ratio itself."""
+    found = _ratio(groups)
+    if not stream.startswith("hazard"):
+        return found
+    whole = max(1.0 - found.value, 1e-12)  # share of turns that will not break
+    return _Estimate(-math.log(whole), found.n, found.stderr / whole)
 
 
 class _Estimate(NamedTuple):

@@ -64,24 +64,35 @@ def _hazard_streams(
     scored: Bools,
     turns_per: npt.NDArray[np.int_],
 ) -> Floats:
-    """Adds `hazard`, `hazard:<token>`, `hazard@slot` and their cells; returns hazard per position (N, T)."""
-    illegal = scored[..., None] & ~arrays.legal
-    held = np.where(illegal, hazard, 0.0)
-    by_slot = {
-        slot: (held * (arrays.slot == code)[..., None]).sum(axis=1)  # (N, K)
-        for code, slot in enumerate(SLOTS)
-        if (illegal & (arrays.slot == code)[..., None]).any()
-    }
-    total: Floats = held.sum(axis=2)  # (N, T)
-    sums.add("hazard", total.sum(axis=1), turns_per)
+    """Adds `hazard`, `hazard:<token>`, `hazard@slot` and their cells; returns hazard per position (N, T).
+
+    Summed is the probability that a turn breaks, 1 - exp(-its hazard), not the hazard itself: of a turn that is sure
+    to break the hazard has no bound, and it is one broken turn all the same.
+    """
+    row, at = np.nonzero(scored)  # (P,)
+    turns = int(arrays.turn.max(initial=0)) + 1
+    turn = row * turns + arrays.turn[row, at]
+    slot = arrays.slot[row, at]
+    illegal = ~arrays.legal[row, at]  # (P, K)
+    held = np.where(illegal, hazard[row, at], 0.0)
+
+    def add(stream: str, values: Floats, where: Bools | slice = slice(None)) -> None:
+        by_turn = np.bincount(turn[where], values[where], len(scored) * turns).reshape(-1, turns)
+        sums.add(stream, -np.expm1(-by_turn).sum(axis=1), turns_per)
+
+    total = held.sum(axis=1)
+    add("hazard", total)
     for k, token in enumerate(chat_format.probe_tokens):
-        sums.add(f"hazard:{token}", held[..., k].sum(axis=1), turns_per)
-    for slot, cells in by_slot.items():
-        sums.add(f"hazard@{slot}", cells.sum(axis=1), turns_per)
-        here = (arrays.slot == SLOTS.index(slot))[..., None]
-        for k in np.flatnonzero((illegal & here).any(axis=(0, 1))).tolist():
-            sums.add(f"hazard:{chat_format.probe_tokens[k]}@{slot}", cells[:, k], turns_per)
-    return total
+        add(f"hazard:{token}", held[:, k])
+    for code, name in enumerate(SLOTS):
+        here = slot == code
+        if illegal[here].any():
+            add(f"hazard@{name}", total, here)
+        for k in np.flatnonzero(illegal[here].any(axis=0)).tolist():
+            add(f"hazard:{chat_format.probe_tokens[k]}@{name}", held[:, k], here)
+    positions = np.zeros(scored.shape)
+    positions[row, at] = total
+    return positions
 
 
 def _legal_streams(

@@ -108,7 +108,7 @@ class Slow:
             pair[0], pair[1] = pair[0] + numerator, pair[1] + denominator
 
     def hazards(self, i: int, streams: list[str]) -> None:
-        sums: dict[str, float] = defaultdict(float)
+        whole: dict[tuple[str, int], float] = defaultdict(lambda: 1.0)  # probability that a turn stays whole
         seen = set()
         for t in range(self.r.ids.shape[1]):
             if not self.scored(i, t):
@@ -122,9 +122,9 @@ class Slow:
                 h = -math.log(1 - min(p, 1 - 1e-12))
                 self.hazard[i, self.turn[i][t]] += h
                 for stream in ("hazard", f"hazard:{token}", f"hazard@{slot}", f"hazard:{token}@{slot}"):
-                    sums[stream] += h
+                    whole[stream, self.turn[i][t]] *= 1 - min(p, 1 - 1e-12)
         for stream in streams:
-            self.add(stream, i, sums[stream], len(seen))
+            self.add(stream, i, sum(1 - whole[stream, j] for j in seen), len(seen))
 
     def tokens(self, i: int) -> None:
         """Cells, logit pressure, calibration, and the means over tokens."""
@@ -229,6 +229,21 @@ def ratio(groups: dict[int, list[float]]) -> tuple[float, int, float]:
     return value, n, math.sqrt(max(n * (yy - 2 * value * xy + value**2 * xx), 0.0)) / x.sum()
 
 
+def test_one_turn_that_is_sure_to_break_is_one_turn(bound: BoundFormat, tokenizer: Any) -> None:
+    """Its hazard has no bound, and must not weigh more than its share of the turns."""
+    ids = np.array([tokenizer.encode("ab<|im_end|>", add_special_tokens=False)] * 62)
+    logp = np.full((*ids.shape, len(bound.ids)), -50.0)
+    logp[0, 1, bound.tokens.index("<tool_response>")] = math.log(0.998)
+    ones, zeros = np.ones(62), np.zeros(62, int)
+    r = Rollouts(ids, np.ones_like(ids, bool), logp, None, np.arange(62) // 8, ones, ones, zeros, zeros, zeros + 3)
+    measured = measure_rank(r, bound)
+    streams = {o.stream: o.value for o in combine([measured.sums], measured, 1, 2.0).observations}
+    for stream in ("hazard", "hazard:<tool_response>", "hazard@text", "hazard:<tool_response>@text"):
+        assert 1 - math.exp(-streams[stream]) == pytest.approx(0.998 / 62, rel=1e-6)
+    assert streams["hazard:<tool_call>"] == pytest.approx(0.0, abs=1e-12)
+    assert measured.rollouts[0].hazard == pytest.approx(-math.log(0.002))
+
+
 CASES = {"seed": st.integers(0, 10**6), "n": st.integers(1, 7), "t": st.integers(1, 40)}
 
 
@@ -244,6 +259,8 @@ def test_measure_agrees_with_a_slow_one(bound: BoundFormat, tokenizer: Any, seed
     assert len(record.observations) == len({o.stream for o in record.observations})
     for o in record.observations:
         value, size, stderr = ratio(slow.pairs[o.stream])
+        if o.stream.startswith("hazard"):  # the rate of a Poisson process that breaks as many turns
+            value, stderr = -math.log(max(1 - value, 1e-12)), stderr / max(1 - value, 1e-12)
         assert o.n == size and o.value == pytest.approx(value, rel=1e-6, abs=1e-9), o.stream
         assert o.stderr == pytest.approx(stderr, rel=1e-4, abs=1e-6 * max(1.0, value)), o.stream
     metrics = {name: ratio(pairs)[0] for name, pairs in slow.pairs.items() if is_metric(name)}

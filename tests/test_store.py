@@ -93,9 +93,9 @@ def test_every_kind_of_record_lands_in_its_table(tmp_path: Path) -> None:
     store.append("events", [{"step": 3, "time": 2.0, "name": "mark", "detail": ""}])
     store.close()
     assert store.faults == {} and store.dropped == 0
+    head = (9, 0, "<tool_call>", "text", False)
     assert rows(tmp_path, "SELECT * EXCLUDE logged FROM control") == [
-        (9, 0, "<tool_call>", "text", False, 100, 0.1, 0.0, 0.5, 0.9, 0.2, 10.0, 3)
-        + (0.25, [99, 1], [0.1, 0.0], 0.5, -0.5, "policy")
+        (*head, 100, 0.1, 0.0, 0.5, 0.9, 0.2, 10.0, 3, 0.25, [99, 1], [0.1, 0.0], 0.5, -0.5, "policy")
     ]
     assert rows(tmp_path, "SELECT * EXCLUDE logged FROM turns") == [
         (9, 0, 0, 1, "polluted", "stray_token", "eos", 17, 0, 0.25)
