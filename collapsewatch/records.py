@@ -100,7 +100,8 @@ class Observation:
     """What a detector reads of one stream at one step.
 
     `value` is the mean over prompt groups: a hazard (>= 0: 1 - exp(-value) is the share of turns expected to hold an
-    illegal control token; where small, illegal emissions expected per turn) or a rate or probability in [0, 1]. `n` counts prompt groups, the sample size; `stderr` is clustered by prompt group.
+    illegal control token; where small, illegal emissions expected per turn) or a rate or probability in [0, 1].
+    `n` counts prompt groups, the sample size; `stderr` is clustered by prompt group.
     """
 
     stream: str
