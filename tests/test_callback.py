@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen2ForCausalLM, TrainerCallback
+from transformers import Qwen2ForCausalLM, Trainer, TrainerCallback
 from trl import GRPOTrainer
 
 from collapsewatch.callback import CollapseCallback
@@ -314,5 +314,7 @@ def test_what_is_misconfigured_fails_before_the_first_step(tmp_path: Path, model
     (tmp_path / "taken").write_text("")
     with pytest.raises(StoreError, match="taken"):
         train(tmp_path, model_path, tokenizer, CollapseCallback(tmp_path, "taken"), reward=never)
+    with pytest.raises(TypeError, match="got Trainer, expected a GRPOTrainer"):
+        CollapseCallback(tmp_path).attach(Trainer(Qwen2ForCausalLM.from_pretrained(model_path)))
     with pytest.raises(RuntimeError, match="attach"):
         CollapseCallback(tmp_path).on_train_begin(None, None, None)  # type: ignore[arg-type]
