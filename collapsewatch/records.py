@@ -5,7 +5,7 @@ Frozen dataclasses and enums only. Every other module imports from here; this on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import nan
@@ -242,7 +242,7 @@ class Evidence:
     detector: str
     log_e: float
     log_bound: float
-    drivers: tuple[Driver, ...] = ()
+    drivers: Sequence[Driver] = ()
 
 
 @dataclass(frozen=True, slots=True)

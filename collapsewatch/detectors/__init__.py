@@ -12,7 +12,7 @@ from ..plugins import resolve
 from ..records import Alarm, Evidence, StepRecord, Tier
 from .base import Detector
 from .policy import AlarmPolicy
-from .streams import StreamSpec, UnknownStream, spec
+from .streams import Observed, StreamSpec, UnknownStream, spec
 
 DETECTORS: dict[str, str] = {
     "e_detector": "collapsewatch.detectors.e_detector:BettingEDetector",
@@ -57,6 +57,7 @@ class Detection:
         self.detectors = list(build() if detectors is None else detectors)
         self.policy = policy or AlarmPolicy()
         self.loud = [d for d in self.detectors if d.tier is Tier.ALARM]
+        self._observed = Observed()
         self.quiet = [(d, AlarmPolicy(Tier.WATCH)) for d in self.detectors if d.tier is Tier.WATCH]
 
     @property
@@ -66,8 +67,8 @@ class Detection:
 
     def update(self, record: StepRecord) -> tuple[list[Alarm], list[Evidence]]:
         """Read one record: the alarm rows it raises and what every detector holds after it."""
-        held = {d.name: d.update(record.step, record.observations) for d in self.detectors}
-        observed = frozenset(o.stream for o in record.observations)
+        observed = self._observed = Observed.of(record.observations, self._observed)
+        held = {d.name: d.update(record.step, observed) for d in self.detectors}
         alarms: list[Alarm] = []
         if self.loud:
             row = self.policy.update(record.step, [(d, held[d.name]) for d in self.loud], observed)

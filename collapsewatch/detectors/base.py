@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from collections.abc import Container, Sequence
+from functools import cached_property
+from typing import Any, ClassVar, Self, overload
 
 import numpy as np
 
@@ -61,10 +62,44 @@ class Detector(ABC):
         return ""
 
 
-def drivers(
-    names: list[str], share: np.ndarray, level: np.ndarray, baseline: np.ndarray, tolerance: np.ndarray
-) -> tuple[Driver, ...]:
-    """Drivers by falling share, from (S,) columns."""
-    order = np.argsort(-share, kind="stable")[:MAX_DRIVERS].tolist()
-    s, y, b, m = share.tolist(), level.tolist(), baseline.tolist(), tolerance.tolist()
-    return tuple(Driver(names[i], s[i], y[i], b[i], m[i]) for i in order)
+class Drivers(Sequence[Driver]):
+    """Drivers by falling share, made from (S,) columns when somebody looks: most steps nobody does."""
+
+    def __init__(
+        self, names: Sequence[str], share: np.ndarray, level: np.ndarray, baseline: np.ndarray, tolerance: np.ndarray
+    ) -> None:
+        self._columns = names, share, level, baseline, tolerance
+
+    @cached_property
+    def _listed(self) -> tuple[Driver, ...]:
+        return tuple(map(self._driver, np.argsort(-self._columns[1], kind="stable")[:MAX_DRIVERS].tolist()))
+
+    def _driver(self, i: int) -> Driver:
+        names, *columns = self._columns
+        return Driver(names[i], *(float(column[i]) for column in columns))
+
+    def of(self, streams: Container[str]) -> list[Driver]:
+        """Those of certain streams, listed or not."""
+        return [self._driver(i) for i, name in enumerate(self._columns[0]) if name in streams]
+
+    @overload
+    def __getitem__(self, at: int) -> Driver: ...
+    @overload
+    def __getitem__(self, at: slice) -> tuple[Driver, ...]: ...
+    def __getitem__(self, at: int | slice) -> Driver | tuple[Driver, ...]:
+        return self._listed[at]
+
+    def __len__(self) -> int:
+        return min(len(self._columns[0]), MAX_DRIVERS)
+
+    def __eq__(self, other: object) -> bool:
+        return self._listed == (other._listed if isinstance(other, Drivers) else other)
+
+    def __hash__(self) -> int:
+        return hash(self._listed)
+
+
+def drivers_of(evidence: Evidence, streams: Container[str]) -> list[Driver]:
+    """The drivers of certain streams."""
+    rows = evidence.drivers
+    return rows.of(streams) if isinstance(rows, Drivers) else [d for d in rows if d.stream in streams]

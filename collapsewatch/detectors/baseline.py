@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import exp
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,10 @@ FREE = 10  # values before the creep limit: the first ones are too few to be a f
 GATE_STEPS = 40  # a stream under suspicion teaches nothing for at most so long
 EVENT_RISE = 1.0  # nat: an announced event explains a jump of this size, not a collapse
 SCALE_START, SCALE_MIN, SCALE_MAX = 0.5, 0.1, 1.0  # nat, of log(y + floor)
-_UNLIMITED = 1e9  # finite, so that the state stays plain JSON
+_UNLIMITED = 700.0  # nat; finite, so that the state stays plain JSON
+
+Index = np.ndarray | slice
+"""Streams: their numbers, or all of them, which spares a copy of every column."""
 
 
 class SelfStartingBaseline:
@@ -26,16 +30,16 @@ class SelfStartingBaseline:
     steps and 0.05 on some has a level ten times below its mean, and would alarm for ever (measured: three of
     four healthy runs of the tiny model, docs/measurements.md).
 
-    All columns are (S,) arrays; `grow` appends streams.
+    All columns are (S,) arrays; `grow` appends streams. `mean` and `mean_low` are of `y + floor`.
     """
 
     def __init__(self) -> None:
         self.count = np.zeros(0, dtype=np.int64)
         self.level = np.zeros(0)
+        self.low = np.zeros(0)
         self.mean = np.zeros(0)
         self.mean_low = np.zeros(0)
         self.scale = np.zeros(0)
-        self.low = np.zeros(0)
         self.cap = np.zeros(0)
         self.gated = np.zeros(0, dtype=np.int64)
         self.floor = np.zeros(0)
@@ -43,15 +47,11 @@ class SelfStartingBaseline:
     def grow(self, floors: list[float]) -> None:
         """Append streams, given the small number that is added before their logarithm."""
         k = len(floors)
-        self.count = np.concatenate([self.count, np.zeros(k, dtype=np.int64)])
-        self.gated = np.concatenate([self.gated, np.zeros(k, dtype=np.int64)])
-        self.level = np.concatenate([self.level, np.zeros(k)])
-        self.low = np.concatenate([self.low, np.zeros(k)])
-        self.mean = np.concatenate([self.mean, np.zeros(k)])
-        self.mean_low = np.concatenate([self.mean_low, np.zeros(k)])
-        self.scale = np.concatenate([self.scale, np.full(k, SCALE_START)])
-        self.cap = np.concatenate([self.cap, np.full(k, _UNLIMITED)])
-        self.floor = np.concatenate([self.floor, np.array(floors)])
+        start = {"scale": SCALE_START, "cap": _UNLIMITED, "floor": floors, "mean": floors}
+        for name, column in vars(self).items():
+            new = np.empty(k, dtype=column.dtype)
+            new[:] = start.get(name, 0)
+            setattr(self, name, np.concatenate([column, new]))
 
     def usable(self) -> np.ndarray:
         """Which streams have a baseline, (S,) bool."""
@@ -59,46 +59,63 @@ class SelfStartingBaseline:
 
     def values(self) -> np.ndarray:
         """The baselines in the unit of the values, (S,); 0 where there is none yet."""
-        return np.where(self.count > 0, np.maximum(self.mean, 0.0), 0.0)
+        return np.maximum(self.mean - self.floor, 0.0)
 
-    def update(self, at: np.ndarray, y: np.ndarray, suspect: np.ndarray) -> None:
-        """Learn `y` (P,) of the streams `at` (P,), except where `suspect` (P,) bool holds the gate shut."""
-        self.gated[at] = np.where(suspect, self.gated[at] + 1, 0)
-        learn = self.gated[at] == 0
-        learn |= self.gated[at] > GATE_STEPS
-        i, x = at[learn], np.log(y[learn] + self.floor[at[learn]])
-        first = self.count[i] == 0
-        self.count[i] += 1
-        gain = np.maximum(GAIN, 1.0 / self.count[i])
-        reach = HUBER * self.scale[i]
-        step = np.where(first, 0.0, np.clip(x - self.level[i], -reach, reach))
-        level = np.where(first, x, self.level[i] + gain * step)
-        settled = self.count[i] > FREE
-        ceiling = np.where(settled, self.low[i] + CREEP + SLACK * self.scale[i], self.cap[i])
-        level = np.minimum(level, ceiling)
-        self._learn_mean(i, y[learn], gain, first, settled)
+    def update(self, at: Index, y: np.ndarray, suspect: np.ndarray) -> None:
+        """Learn `y` (P,) of the streams `at`, except where `suspect` (P,) bool holds the gate shut."""
+        if np.count_nonzero(suspect):
+            gated = self.gated[at] = np.where(suspect, self.gated[at] + 1, 0)
+            learn = (gated == 0) | (gated > GATE_STEPS)
+            at, y = indices(at, self.count.size)[learn], y[learn]
+        else:
+            self.gated[at] = 0
+        if y.size:
+            self._learn(at, y + self.floor[at])
+
+    def _learn(self, i: Index, y: np.ndarray) -> None:
+        """Take the values (P,), floor added, of the streams `i`."""
+        count = self.count[i] + 1
+        self.count[i] = count
+        young = bool(count.min() * GAIN < 1.0)  # any of them: when none is, three columns are constants
+        gain = np.maximum(GAIN, 1.0 / count) if young else GAIN
+        x = np.log(y)
+        if young:  # a first value is the level, and so moves nothing
+            self.level[i] = np.where(count == 1, x, self.level[i])
+            self.mean[i] = np.where(count == 1, y, self.mean[i])
+        level, mean, scale = self.level[i], self.mean[i], self.scale[i]
+        freak = np.exp(level + HUBER * SCALE_MAX)
+        reach = HUBER * scale
+        move = np.minimum(np.maximum(x - level, -reach), reach)
+        level = level + gain * move
+        mean = mean + gain * (np.minimum(y, freak) - mean)
+        room = CREEP + SLACK * scale
+        level, mean = self._limit(i, level, mean, room, count > FREE if young else None)
         # 1.25 turns a mean absolute deviation into a standard one; a first value says nothing of spread.
-        spread = self.scale[i] + np.where(first, 0.0, gain * (1.25 * np.abs(step) - self.scale[i]))
-        self.scale[i] = np.clip(spread, SCALE_MIN, SCALE_MAX)
-        self.low[i] = np.where(settled, np.minimum(self.low[i] + CREEP, level), level)
-        self.level[i] = level
+        spread = scale + gain * (1.25 * np.abs(move) - scale)
+        if young:
+            spread = np.where(count == 1, scale, spread)
+        self.scale[i] = np.minimum(np.maximum(spread, SCALE_MIN), SCALE_MAX)
+        self.level[i], self.mean[i] = level, mean
 
-    def _learn_mean(
-        self, i: np.ndarray, y: np.ndarray, gain: np.ndarray, first: np.ndarray, settled: np.ndarray
-    ) -> None:
-        """The arithmetic mean of `y` (P,) of the streams `i` (P,), under the limits of the level."""
-        floor = self.floor[i]
-        freak = np.exp(self.level[i] + HUBER * SCALE_MAX) - floor
-        mean = np.where(first, y, self.mean[i] + gain * (np.minimum(y, freak) - self.mean[i]))
-        log_mean = np.log(mean + floor)
-        ceiling = np.where(settled, self.mean_low[i] + CREEP + SLACK * self.scale[i], self.cap[i])
-        log_mean = np.minimum(log_mean, ceiling)
-        self.mean_low[i] = np.where(settled, np.minimum(self.mean_low[i] + CREEP, log_mean), log_mean)
-        self.mean[i] = np.exp(log_mean) - floor
+    def _limit(
+        self, i: Index, level: np.ndarray, mean: np.ndarray, room: np.ndarray, settled: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Level and mean (P,), no more than `room` nat above their floors, which creep; without `settled` all are."""
+        low, mean_low = self.low[i], self.mean_low[i]
+        ceiling, mean_ceiling = low + room, mean_low * np.exp(room)
+        if settled is not None:
+            ceiling = np.where(settled, ceiling, self.cap[i])
+            mean_ceiling = np.where(settled, mean_ceiling, np.exp(self.cap[i]))
+        level, mean = np.minimum(level, ceiling), np.minimum(mean, mean_ceiling)
+        low, mean_low = np.minimum(low + CREEP, level), np.minimum(mean_low * exp(CREEP), mean)
+        if settled is not None:
+            low, mean_low = np.where(settled, low, level), np.where(settled, mean_low, mean)
+        self.low[i], self.mean_low[i] = low, mean_low
+        return level, mean
 
     def restart(self) -> None:
         """Start again after an announced event; the new baseline may lie `EVENT_RISE` above the old one."""
-        self.cap = np.where(self.count > 0, np.log(self.mean + self.floor) + EVENT_RISE, self.cap)
+        self.cap = np.where(self.count > 0, np.log(self.mean) + EVENT_RISE, self.cap)
         self.count[:] = 0
         self.gated[:] = 0
         self.scale[:] = SCALE_START
@@ -109,3 +126,8 @@ class SelfStartingBaseline:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for k, v in vars(self).items():
             setattr(self, k, np.array(state[k], dtype=v.dtype))
+
+
+def indices(at: Index, size: int) -> np.ndarray:
+    """The numbers that `at` stands for, out of `size`."""
+    return np.arange(size) if isinstance(at, slice) else at

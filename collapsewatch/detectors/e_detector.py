@@ -16,14 +16,14 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from ..records import Evidence, Observation, Tier
-from .base import NOTHING, Detector, drivers
-from .baseline import SelfStartingBaseline
+from .base import NOTHING, Detector, Drivers
+from .baseline import Index, SelfStartingBaseline, indices
 from .streams import StreamSpec, StreamTable, ToleranceNull
 
-FRACTIONS = np.array([0.1, 0.3, 0.6, 0.9])  # measured: one fraction alone costs 0.23 early recall
-GATE = log(150.0)  # a stream holding this much evidence, and rising, stops teaching its baseline
-MOVED = log(20.0)  # evidence that makes a stream count as moved when the first mover is sought
-_NO_WEALTH = -1e9  # log of nothing, finite so that the state stays plain JSON
+FRACTIONS = np.array([[0.1], [0.3], [0.6], [0.9]])  # (L, 1); measured: one fraction alone costs 0.23 early recall
+GATE = 150.0  # a stream holding this much evidence, and rising, stops teaching its baseline
+MOVED = 20.0  # evidence that makes a stream count as moved when the first mover is sought
+RICHEST = 1e250  # a bet wins no more: wealth needs no logarithms, and what it may claim only shrinks
 LOWEST, HIGHEST = 1e-4, 0.995  # tolerances: below, one batch could alarm; above, nothing could
 
 
@@ -54,13 +54,15 @@ class BettingEDetector(Detector):
     def reset(self) -> None:
         self.table = StreamTable()
         self.baseline = SelfStartingBaseline()
-        self.log_m = np.zeros((0, FRACTIONS.size))  # (S, L) log wealth
-        self.since = np.zeros((0, FRACTIONS.size))  # (S, L) posterior mean of the step at which the bet restarted
+        self.bets = np.zeros((FRACTIONS.size, 0))  # (L, S) wealth of each fraction
+        self.since = np.zeros((FRACTIONS.size, 0))  # (L, S) posterior mean of the step at which the bet restarted
+        self.wealth = np.zeros(0)  # (S,) mean over fractions
         self.level = np.zeros(0)  # (S,) last value
         self._fit()
 
     def forget(self) -> None:
-        self.log_m[:] = _NO_WEALTH
+        self.bets[:] = 0.0
+        self.wealth[:] = 0.0
 
     def mark_event(self, step: int, name: str) -> None:
         self.baseline.restart()
@@ -69,79 +71,77 @@ class BettingEDetector(Detector):
         at, y, _ = self.table.read(observations)
         if len(self.table.specs) > self.level.size:
             self._fit()
-        tolerance = self._tolerance()  # fixed before y is looked at
-        before = self._stream_wealth(at)
+        usual = self.baseline.values()
+        tolerance = self._tolerance(usual)  # fixed before y is looked at
         self.level[at] = y
-        bets = self.baseline.usable()[at]
-        i, m = at[bets], tolerance[at[bets], None]  # (B,), (B, 1)
-        restarted = np.logaddexp(self.log_m[i], 0.0)  # (B, L) log(M + 1)
-        stay = np.exp(self.log_m[i] - restarted)  # M / (M + 1): weight of the bets that went on
-        self.since[i] = stay * self.since[i] + (1.0 - stay) * step
-        self.log_m[i] = restarted + np.log1p(FRACTIONS * (y[bets, None] - m) / m)
-        wealth = self._stream_wealth(at)
-        self.baseline.update(at, y, (wealth > GATE) & (wealth > before))
+        before = self.wealth[at].copy()
+        known = self.baseline.usable()[at]
+        if np.count_nonzero(known) == known.size:
+            self._bet(step, at, y / tolerance[at] - 1.0)
+        else:
+            i = indices(at, self.level.size)[known]
+            self._bet(step, i, y[known] / tolerance[i] - 1.0)
+        after = self.wealth[at]
+        self.baseline.update(at, y, (after > GATE) & (after > before))
         return self._evidence(step, tolerance)
 
     def onset(self) -> int:
-        part = self._parts()
+        part = self._weight * self.bets  # (L, S)
         total = part.sum()
         return round(float((part * self.since).sum() / total)) if total > 0 else 0
 
     def first_mover(self) -> str:
-        wealth = self._stream_wealth(np.arange(self.level.size))
-        part = self._parts()
-        total = part.sum(axis=1)
-        moved = np.flatnonzero((wealth > MOVED) & (total > 0))
+        moved = np.flatnonzero(self.wealth > MOVED)
         if not moved.size:
             return ""
-        since = (part[moved] * self.since[moved]).sum(axis=1) / total[moved]
-        return self.table.specs[int(moved[np.argmin(since)])].name
+        bets = self.bets[:, moved]
+        since = (bets * self.since[:, moved]).sum(axis=0) / bets.sum(axis=0)
+        return self.table.names[int(moved[np.argmin(since)])]
 
     def _fit(self) -> None:
         """Make the columns as long as the table, and refresh what hangs on the set of streams."""
         specs = self.table.specs
         old, new = self.level.size, len(specs) - self.level.size
-        self.log_m = np.concatenate([self.log_m, np.full((new, FRACTIONS.size), _NO_WEALTH)])
-        self.since = np.concatenate([self.since, np.zeros((new, FRACTIONS.size))])
-        self.level = np.concatenate([self.level, np.zeros(new)])
+        none = np.zeros((FRACTIONS.size, new))
+        self.bets = np.concatenate([self.bets, none], axis=1)
+        self.since = np.concatenate([self.since, none], axis=1)
+        self.wealth = np.concatenate([self.wealth, none[0]])
+        self.level = np.concatenate([self.level, none[0]])
         self.baseline.grow(self.table.floors[old:])
-        self._log_w = np.log(self.table.weights() / FRACTIONS.size)[:, None]  # (S, 1)
+        self._weight = self.table.weights()
         self._abs = np.array([self.null(s).abs for s in specs])
         self._ratio = np.array([self.null(s).ratio for s in specs])
 
-    def _tolerance(self) -> np.ndarray:
-        wanted = np.maximum(self._abs, self._ratio * self.baseline.values())
-        return np.asarray(np.clip(wanted, LOWEST, HIGHEST))
+    def _tolerance(self, usual: np.ndarray) -> np.ndarray:
+        wanted = np.maximum(self._abs, self._ratio * usual)
+        return np.asarray(np.minimum(np.maximum(wanted, LOWEST), HIGHEST))
 
-    def _stream_wealth(self, at: np.ndarray) -> np.ndarray:
-        """Log of the mean wealth over fractions, (P,)."""
-        m = self.log_m[at]
-        top = m.max(axis=1) if at.size else np.zeros(0)
-        return np.asarray(top + np.log(np.exp(m - top[:, None]).mean(axis=1)))
-
-    def _parts(self) -> np.ndarray:
-        """Each bet's part of the evidence relative to the largest, (S, L); all zero when nothing was bet."""
-        terms = self._log_w + self.log_m
-        if not terms.size or terms.max() < _NO_WEALTH / 2:
-            return np.zeros_like(terms)
-        return np.asarray(np.exp(terms - terms.max()))
+    def _bet(self, step: int, i: Index, excess: np.ndarray) -> None:
+        """Bet on the streams `i`, whose values are `1 + excess` (P,) times what is tolerated."""
+        bets = self.bets[:, i]  # (L, P)
+        restarted = bets + 1.0
+        since = self.since[:, i]
+        # M / (M + 1) is the weight of the bets that went on.
+        self.since[:, i] = step + bets / restarted * (since - step)
+        bets = np.minimum(restarted * (1.0 + FRACTIONS * excess), RICHEST)
+        self.bets[:, i] = bets
+        self.wealth[i] = np.add.reduce(bets) / FRACTIONS.size
 
     def _evidence(self, step: int, tolerance: np.ndarray) -> Evidence:
-        part = self._parts()
-        total = part.sum()
-        log_e, share = NOTHING, part.sum(axis=1)
-        if total > 0:
-            log_e = max(NOTHING, float((self._log_w + self.log_m).max() + np.log(total)))
-            share = share / total
-        rows = drivers(self.table.names, share, self.level, self.baseline.values(), tolerance)
+        part = self._weight * self.wealth
+        total = float(part.sum())
+        log_e = max(NOTHING, log(total)) if total > 0 else NOTHING
+        share = part / total if total > 0 else part
+        rows = Drivers(self.table.names, share, self.level.copy(), self.baseline.values(), tolerance)
         return Evidence(step, self.name, log_e, self.log_bound, rows)
 
     def state_dict(self) -> dict[str, Any]:
         return {
             **self.table.state_dict(),
             "baseline": self.baseline.state_dict(),
-            "log_m": self.log_m.tolist(),
+            "bets": self.bets.tolist(),
             "since": self.since.tolist(),
+            "wealth": self.wealth.tolist(),
             "level": self.level.tolist(),
         }
 
@@ -150,9 +150,9 @@ class BettingEDetector(Detector):
         self.table.load_state_dict(state)
         self._fit()
         self.baseline.load_state_dict(state["baseline"])
-        self.log_m = np.array(state["log_m"], dtype=np.float64).reshape(self.log_m.shape)
-        self.since = np.array(state["since"], dtype=np.float64).reshape(self.since.shape)
-        self.level = np.array(state["level"], dtype=np.float64)
+        for name in ("bets", "since", "wealth", "level"):
+            own = getattr(self, name)
+            setattr(self, name, np.array(state[name], dtype=np.float64).reshape(own.shape))
 
 
 class WatchEDetector(BettingEDetector):

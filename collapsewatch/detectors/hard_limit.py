@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..records import Evidence, Observation
-from .base import NOTHING, Detector, drivers
-from .baseline import SelfStartingBaseline
+from .base import NOTHING, Detector, Drivers
+from .baseline import SelfStartingBaseline, indices
 from .streams import BAD_OUTCOMES, StreamTable
 
 
@@ -28,7 +28,7 @@ class HardLimit(Detector):
         self.reset()
 
     def reset(self) -> None:
-        self.table = StreamTable()
+        self.table = StreamTable(only=BAD_OUTCOMES)
         self.baseline = SelfStartingBaseline()
         self.level = np.zeros(0)  # (S,) last value
         self.before = np.zeros(0)  # (S,) log excess one step before
@@ -42,7 +42,8 @@ class HardLimit(Detector):
         self.baseline.restart()
 
     def update(self, step: int, observations: Sequence[Observation]) -> Evidence:
-        at, y, n = self.table.read(observations, only=BAD_OUTCOMES)
+        at, y, places = self.table.read(observations)
+        n = np.array([observations[i].n for i in places.tolist()], dtype=np.int64)
         self._fit()
         # A rate that starts high is the health check's business: without a baseline nothing is a jump.
         known = self.baseline.usable()[at]
@@ -55,12 +56,12 @@ class HardLimit(Detector):
         self.before[at] = np.where(known, excess, NOTHING)
         self.level[at] = y
         self.baseline.update(at, y, over)
-        speaks = at[held >= 0]
+        speaks = indices(at, self.level.size)[held >= 0]
         share = np.zeros(self.level.size)
         if speaks.size:
             self._onset = int(self.since[speaks].min())
             share[speaks] = self.level[speaks] / self.level[speaks].sum()
-        rows = drivers(self.table.names, share, self.level, self.baseline.values(), limit)
+        rows = Drivers(self.table.names, share, self.level.copy(), self.baseline.values(), limit)
         return Evidence(step, self.name, float(held.max(initial=NOTHING)), self.log_bound, rows)
 
     def onset(self) -> int:

@@ -7,8 +7,8 @@ from math import sqrt
 from typing import Any
 
 from ..records import Alarm, Driver, Evidence, Tier
-from .base import Detector
-from .streams import BAD_OUTCOMES, spec
+from .base import Detector, drivers_of
+from .streams import BAD_OUTCOMES, Observed, spec
 
 CULPRIT = 0.05  # share of the evidence that makes a stream one of those that must calm down again
 CAUSE = 0.2  # share of the evidence; chosen, not measured
@@ -64,7 +64,7 @@ class AlarmPolicy:
         """`ok`, the tier, or `hold`."""
         return "ok" if self.held < 0 else str(self.tier) if self.held == 0 else str(Tier.HOLD)
 
-    def update(self, step: int, found: Sequence[tuple[Detector, Evidence]], observed: frozenset[str]) -> Alarm | None:
+    def update(self, step: int, found: Sequence[tuple[Detector, Evidence]], observed: Observed) -> Alarm | None:
         """The alarm row of this step, if any; on `cleared` and `rebaselined` the caller resets detectors."""
         firing = [(d, e) for d, e in found if e.log_e >= e.log_bound]
         if self.held < 0:
@@ -107,13 +107,13 @@ class AlarmPolicy:
         self,
         found: Sequence[tuple[Detector, Evidence]],
         firing: list[tuple[Detector, Evidence]],
-        observed: frozenset[str],
+        observed: Observed,
     ) -> None:
+        asked = (self.culprits | OUTCOMES).intersection(observed.names)
         seen: dict[str, Driver] = {}
         for _, e in found:
-            for d in e.drivers:
-                if d.stream in observed:
-                    seen.setdefault(d.stream, d)
+            for d in drivers_of(e, asked):
+                seen.setdefault(d.stream, d)
         shown = [d for d in seen.values() if d.stream in self.culprits]
         if shown:  # a step that shows none of the culprits is neither good nor bad
             # A token may fall silent because nothing is called any more: then the outcomes are what is bad.
@@ -141,8 +141,7 @@ class AlarmPolicy:
 
 
 def _broken(found: Sequence[tuple[Detector, Evidence]]) -> bool:
-    drivers = [d for _, e in found for d in e.drivers if d.stream in BAD_OUTCOMES]
-    return any(d.level >= BROKEN for d in drivers)
+    return any(d.level >= BROKEN for _, e in found for d in drivers_of(e, BAD_OUTCOMES))
 
 
 def _calm(driver: Driver) -> bool:

@@ -7,15 +7,17 @@ is bad; the rest are outcome rates.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import exp
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from ..records import SLOTS, Observation
+from .baseline import Index
 
 Kind = Literal["hazard", "probability", "rate"]
 
@@ -138,37 +140,89 @@ def spec(name: str) -> StreamSpec:
     return StreamSpec(name, "hazard", _HAZARD, _GROUPS[bool(token), bool(slot)], token, slot)
 
 
+class Observed(tuple[Observation, ...]):
+    """The observations of one step, whose columns are made once for all detectors."""
+
+    @classmethod
+    def of(cls, observations: Sequence[Observation], before: Observed | None = None) -> Observed:
+        """Observations as such; those of the step before lend their list of names, which mostly is the same."""
+        if isinstance(observations, Observed):
+            return observations
+        made = cls(observations)
+        if before is not None and before.names == made.names:
+            made.names = before.names
+        return made
+
+    @cached_property
+    def names(self) -> list[str]:
+        return [o.stream for o in self]
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        return np.array([o.value for o in self], dtype=np.float64)
+
+
+class Reading(NamedTuple):
+    """What a step says: streams by index (a slice for all of them), values in [0, 1], places of the observations."""
+
+    at: Index
+    y: np.ndarray  # (P,); hazards as `1 - exp(-H)`
+    rows: np.ndarray  # (P,)
+
+
+class _Plan(NamedTuple):
+    """How to read a step that names these streams in this order."""
+
+    names: list[str]
+    at: np.ndarray  # (P,), rising
+    rows: np.ndarray  # (P,)
+    hazard: np.ndarray  # (P,) bool
+    highest: np.ndarray  # (P,) what is still a value
+    unread: int  # observations of a stream named before, or without a first value
+
+
 class StreamTable:
     """Streams by index in order of first sight, and how one step's observations become arrays."""
 
-    def __init__(self) -> None:
+    def __init__(self, only: frozenset[str] | None = None) -> None:
+        self.only = only
         self.specs: list[StreamSpec] = []
+        self.names: list[str] = []
         self.floors: list[float] = []  # below it a difference means nothing, given the first sample size
         self.index: dict[str, int] = {}
-        self._hazard: list[bool] = []
         self.ignored = 0  # observations that were not a number, out of range, or named twice in one step
+        self._plan: _Plan | None = None
 
-    @property
-    def names(self) -> list[str]:
-        return [s.name for s in self.specs]
+    def read(self, observations: Sequence[Observation]) -> Reading:
+        """One step's values by stream; streams not seen before join the table."""
+        seen = Observed.of(observations)
+        plan = self._plan
+        if plan is None or (plan.names is not seen.names and plan.names != seen.names):
+            plan = self._planned(seen)
+        self.ignored += plan.unread
+        value, at, rows, hazard = seen.values[plan.rows], plan.at, plan.rows, plan.hazard
+        valid = (value >= 0) & (value <= plan.highest)  # False for NaN too
+        wrong = valid.size - int(np.count_nonzero(valid))
+        if wrong:
+            self.ignored += wrong
+            value, at, rows, hazard = value[valid], at[valid], rows[valid], hazard[valid]
+        y = np.where(hazard, -np.expm1(-value), np.minimum(value, 1.0))
+        return Reading(slice(None) if at.size == len(self.specs) else at, y, rows)
 
-    def read(
-        self, observations: Sequence[Observation], only: frozenset[str] | None = None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Indices, values in [0, 1] (hazards as `1 - exp(-H)`) and prompt groups: three (P,) arrays."""
-        taken = [o for o in observations if only is None or o.stream in only]
-        new = [o for o in taken if o.stream not in self.index and o.value >= 0]
+    def _planned(self, seen: Observed) -> _Plan:
+        taken = [(o, row) for row, o in enumerate(seen) if self.only is None or o.stream in self.only]
+        new = [o for o, _ in taken if o.stream not in self.index and o.value >= 0]
         for o in sorted(new, key=lambda o: o.stream):  # sorted: the order of one step's observations means nothing
             self.add(o.stream, o.n)
-        first = {o.stream: o for o in reversed(taken) if o.stream in self.index}
-        at = np.array([self.index[s] for s in first], dtype=np.intp)
-        value = np.array([o.value for o in first.values()], dtype=np.float64)
-        n = np.array([o.n for o in first.values()], dtype=np.int64)
-        hazard = np.array(self._hazard, dtype=bool)[at]
-        valid = (value >= 0) & (hazard | (value <= 1.0 + 1e-9))  # False for NaN too
-        self.ignored += len(taken) - int(valid.sum())
-        y = np.where(hazard, -np.expm1(-value), np.minimum(value, 1.0))
-        return at[valid], y[valid], n[valid]
+        first = {self.index[o.stream]: row for o, row in reversed(taken) if o.stream in self.index}
+        at = sorted(first)
+        hazard = np.array([self.specs[i].kind == "hazard" for i in at], dtype=bool)
+        rows = np.array([first[i] for i in at], dtype=np.intp)
+        highest = np.where(hazard, np.inf, 1.0 + 1e-9)
+        plan = _Plan(seen.names, np.array(at, dtype=np.intp), rows, hazard, highest, len(taken) - len(at))
+        if all(o.stream in self.index for o, _ in taken):  # else the next value may be a stream's first
+            self._plan = plan
+        return plan
 
     def add(self, name: str, n: int = 1) -> int:
         """The index of a stream, new or known; `n` prompt groups stood behind its first value."""
@@ -180,7 +234,7 @@ class StreamTable:
             fine = 1.0 / (8 * max(n, 1)) if known.kind == "rate" else 0.0
             at = self.index[name] = len(self.specs)
             self.specs.append(known)
-            self._hazard.append(known.kind == "hazard")
+            self.names.append(name)
             self.floors.append(max(FLOOR[known.kind], fine))
         return at
 
@@ -190,12 +244,13 @@ class StreamTable:
         They only shrink when a stream joins and never grow back: coming and going makes no evidence.
         """
         groups = [s.weight_group for s in self.specs]
-        raw = np.array([WEIGHTS[g] / groups.count(g) for g in groups], dtype=np.float64)
+        size = Counter(groups)
+        raw = np.array([WEIGHTS[g] / size[g] for g in groups], dtype=np.float64)
         return raw / raw.sum() if raw.size else raw
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON-able values; the floors are in the baseline's own state."""
-        return {"streams": self.names, "ignored": self.ignored}
+        return {"streams": list(self.names), "ignored": self.ignored}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The streams of `state`, in its order, added to an empty table."""
