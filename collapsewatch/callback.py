@@ -20,6 +20,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .checkpoints import go_on, settings_of
 from .detectors import FA_PER_10K
 from .fixed import FixedProbe, scored
 from .formats.base import BoundFormat
@@ -175,7 +176,7 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         standing: Alarm | None = None
         if self._training.rank == 0:  # the only one that is sure to see the folder
             with self._guard("resume"):
-                standing = self.monitor.go_on(step)
+                standing = go_on(self.monitor, self._trainer, step)
         if self._training.ranks > 1:
             told: list[Any] = [self.monitor.state_dict(), standing]
             broadcast_object_list(told)
@@ -183,6 +184,16 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
             self.monitor.load_state_dict(state)
         if self._supervisor is not None:
             self._supervisor.alarm = standing
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Put detection's state beside the weights that were just saved."""
+        if self.monitor is not None:
+            self.monitor.save(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)
+
+    def mark(self, name: str) -> None:
+        """Announce a change that gives the run a new normal (a curriculum's next stage, other data or prompts)."""
+        if self.monitor is not None:
+            self.monitor.mark(name)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -245,6 +256,7 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         alarms = self.monitor.log(record)
         with self.monitor.guard("views"):
             self._steps.logged(record, any(alarm.tier is Tier.ALARM for alarm in alarms))
+        self.monitor.settings(record.step, settings_of(self._trainer))
         applied: list[Applied] = []
         if self._supervisor is not None:
             # With several ranks a failure on one would leave the others waiting: there it ends the training.

@@ -12,16 +12,36 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from .detectors import FA_PER_10K, Detection, build
+from .marks import RESUMED, Switches
 from .queries import open_run
-from .records import Alarm, Applied, Event, StepRecord, Tier, TokenView
+from .records import Alarm, Applied, Driver, Event, StepRecord, Tier, TokenView
 from .replay import judged
 from .store import Store
 
 _log = logging.getLogger(__name__)
+STATE_FILE = "collapsewatch.json"
+"""The monitor's state in a checkpoint's folder."""
+SERIES = 40  # steps between two interventions of one series, which is marked where it begins
+
+
+def saved_state(folder: Path | str) -> dict[str, Any] | None:
+    """The state that a monitor saved into a checkpoint's folder; None where none did.
+
+    Raises:
+        ValueError: the file is broken.
+    """
+    path = Path(folder) / STATE_FILE
+    if not path.is_file():
+        return None
+    state = json.loads(path.read_text())
+    if not isinstance(state, dict):
+        raise ValueError(f"{path}: got {type(state).__name__}, expected what a monitor saved")
+    return state
 
 
 class Monitor:
@@ -47,11 +67,16 @@ class Monitor:
         config: str = "",
         max_steps: int | None = None,
     ) -> None:
-        self.detection = Detection(build(fa_per_10k=fa_per_10k))
+        self._fa_per_10k = fa_per_10k
+        self.detection = self._detection()
+        self.switches = Switches()
+        self.standing: Alarm | None = None
+        """The alarm that began last, for as long as it is not over."""
         self.store = Store(run_dir, rank=rank)
         self.rank = rank
         self.faults: Counter[str] = Counter()
         self.last_step = 0
+        self._applied: int | None = None  # the step of the last intervention
         self._open = True
         if config and rank == 0:
             (Path(run_dir) / "config.toml").write_text(config)
@@ -70,12 +95,14 @@ class Monitor:
             self.store.log_step(record)
         with self.guard("detection"):
             alarms, evidence = self.detection.update(record)
+            self._stand(alarms)
             for held in evidence:
                 self.store.log_evidence(held)
             for alarm in alarms:
                 self.store.log_alarm(alarm)
             if alarms:
                 self.store.flush()
+        self.settings(record.step, record.metrics)
         return alarms
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -83,6 +110,13 @@ class Monitor:
         with self.guard("store"):
             rows = [{"step": step, "rank": self.rank, "metric": k, "value": v} for k, v in metrics.items()]
             self.store.append("metrics", rows)
+        self.settings(step, metrics)
+
+    def settings(self, step: int, values: Mapping[str, float]) -> None:
+        """Mark what was switched: a learning rate off its schedule, another temperature or length. Never raises."""
+        with self.guard("settings"):
+            for name in self.switches.update(step, values):
+                self.mark(name)
 
     def log_views(self, views: Sequence[tuple[int, TokenView]]) -> None:
         """Rollouts token by token, each with its step; after the step's own record. Never raises."""
@@ -93,27 +127,41 @@ class Monitor:
         """Keep what an intervention did. Never raises."""
         with self.guard("store"):
             self.store.log_applied(applied)
+        if applied.status == "applied":
+            # While an alarm stands nothing starts again: what is broken is no new normal.
+            if self.state == "ok" and (self._applied is None or applied.step - self._applied > SERIES):
+                self.mark(f"intervention {applied.name}")
+            self._applied = applied.step
 
     def event(self, name: str, detail: str = "") -> None:
         """Keep something that happened to the run. Never raises."""
         with self.guard("store"):
             self.store.log_event(Event(self.last_step, time.time(), name, detail))
 
-    def go_on(self, step: int) -> Alarm | None:
-        """Judge again what an earlier process of this run recorded up to `step`: a resumed training goes on from there.
+    def go_on(self, step: int, state: Mapping[str, Any] | None = None) -> Alarm | None:
+        """Detection as it stood at a checkpoint that was loaded; the trainer counts on from `step`.
 
-        Returns the alarm that stands at that step, if one does. Steps recorded beyond it are taken again.
+        From the checkpoint's own `state` (see `save`): a training that is resumed, or rolled back and counts on.
+        Without one, what an earlier process of this run recorded up to `step` is judged again. Steps recorded
+        beyond it are taken again. Returns the alarm that stands then, if one does.
 
         Raises:
             RunError: the run cannot be read.
+            ValueError: the state is of other detectors, or of none.
         """
-        standing, self.last_step = None, step
+        if state is not None:
+            self.load_state_dict(state)
+            back, self.last_step = state["step"] != step, step
+            self.event("rolled_back" if back else RESUMED, str(state["step"]) if back else "checkpoint")
+            return self.standing
+        self.last_step, self.detection, self.standing = step, self._detection(), None
         with closing(open_run(self.store.run_dir)) as run:
             records = (record for record in run.records() if record.step <= step)
             events = [event for event in run.events() if event.step <= step]
             for _, alarms in judged(self.detection, records, events):
-                standing = next((alarm for alarm in alarms if alarm.tier is Tier.ALARM), standing)
-        return standing if self.state != "ok" else None
+                self._stand(alarms)
+        self.event(RESUMED, "record")
+        return self.standing
 
     def mark(self, name: str) -> None:
         """An announced change (curriculum, learning-rate switch): baselines start again. Never raises."""
@@ -132,13 +180,50 @@ class Monitor:
                 _log.exception("collapsewatch: %s failed at step %d; training goes on", stage, self.last_step)
                 self.event("fault", f"{stage}: {type(error).__name__}: {error}")
 
-    def state_dict(self) -> dict[str, Any]:
-        """The detector's state, for a checkpoint."""
-        return self.detection.state_dict()
+    def save(self, folder: Path | str, step: int | None = None) -> None:
+        """Put the state into the folder of the checkpoint of a step, for `saved_state`; rank 0 does. Never raises."""
+        self.last_step = self.last_step if step is None else step
+        if self.rank:
+            return
+        with self.guard("checkpoint"):
+            whole = Path(folder) / STATE_FILE
+            part = whole.with_suffix(".part")
+            part.write_text(json.dumps(self.state_dict(), allow_nan=False))
+            part.replace(whole)
+            self.event("checkpoint")
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint's detector state."""
-        self.detection.load_state_dict(state)
+    def state_dict(self) -> dict[str, Any]:
+        """What `go_on` needs, as plain JSON-able values."""
+        standing = None if self.standing is None else asdict(self.standing)
+        state = {"step": self.last_step, "detection": self.detection.state_dict(), "standing": standing}
+        return state | {"switches": self.switches.state_dict(), "applied": self._applied}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue bit for bit where `state_dict` was taken; what it is worth nothing for stays as it was.
+
+        Raises:
+            ValueError: the state is of other detectors, or of none.
+        """
+        detection, switches, alarm = self._detection(), Switches(), None
+        try:
+            detection.load_state_dict(state["detection"])
+            switches.load_state_dict(state["switches"])
+            if (standing := state["standing"]) is not None:
+                drivers = tuple(Driver(**d) for d in standing["drivers"])
+                alarm = Alarm(**{**standing, "tier": Tier(standing["tier"]), "drivers": drivers})
+            step, applied = int(state["step"]), state["applied"]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"state: got {type(error).__name__}: {error}, expected what `save` wrote") from error
+        self.detection, self.switches, self.standing = detection, switches, alarm
+        self.last_step, self._applied = step, applied
+
+    def _detection(self) -> Detection:
+        return Detection(build(fa_per_10k=self._fa_per_10k))
+
+    def _stand(self, alarms: Sequence[Alarm]) -> None:
+        self.standing = next((a for a in alarms if a.tier is Tier.ALARM), self.standing)
+        if self.state == "ok":
+            self.standing = None
 
     def close(self, status: str = "finished", detail: str = "") -> None:
         """End the run as `finished`, `interrupted` or `failed`; safe to call twice."""

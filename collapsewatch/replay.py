@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import exp, isfinite
+from typing import Any
 
 from .course import watched
 from .curves import Curves
@@ -13,6 +14,7 @@ from .detectors import FA_PER_10K, Detection, build, spec
 from .detectors.policy import OUTCOMES
 from .detectors.streams import BAD_OUTCOMES
 from .levels import HUGE, WINDOW, Series
+from .marks import acting
 from .records import NOT_FINITE, VITAL, Alarm, Event, StepRecord, Tier
 
 
@@ -67,19 +69,25 @@ def replay(records: Iterable[StepRecord], events: Iterable[Event] = (), fa_per_1
 def judged(
     detection: Detection, records: Iterable[StepRecord], events: Iterable[Event]
 ) -> Iterator[tuple[StepRecord, list[Alarm]]]:
-    """Each record with the alarm rows it raises; marks among the events act where they acted live."""
-    marks = deque(sorted((e for e in events if e.name == "mark"), key=lambda e: e.step))
+    """Each record with the alarm rows it raises; marks and rollbacks among the events act where they acted live."""
+    waiting = deque(acting(events))
+    kept: dict[int, dict[str, Any] | None] = {int(e.detail): None for e in waiting if e.name == "rolled_back"}
+
+    def act(event: Event) -> None:
+        if event.name == "mark":
+            detection.mark_event(event.step, event.detail)
+        elif event.name == "checkpoint" and event.step in kept:
+            kept[event.step] = detection.state_dict()
+        elif event.name == "rolled_back" and (state := kept[int(event.detail)]) is not None:
+            detection.load_state_dict(state)
+
     for record in records:
-        # A mark carries the step of the last record before it: it acts on what comes after.
-        while marks and marks[0].step < record.step:
-            _mark(detection, marks.popleft())
+        # An event carries the step of the last record before it: it acts on what comes after.
+        while waiting and waiting[0].step < record.step:
+            act(waiting.popleft())
         yield record, detection.update(record)[0]
-    for mark in marks:
-        _mark(detection, mark)
-
-
-def _mark(detection: Detection, mark: Event) -> None:
-    detection.mark_event(mark.step, mark.detail)
+    for event in waiting:
+        act(event)
 
 
 def _failure_rate(levels: dict[str, float]) -> float:

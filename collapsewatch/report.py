@@ -17,6 +17,7 @@ from .detectors import FA_PER_10K
 from .formats import format_named
 from .importers import Imported, Unreadable
 from .importers.base import Options
+from .marks import switched
 from .records import Alarm, Driver, Event, Verdict
 from .replay import Trace, replay
 from .samples import Sample, rollouts
@@ -215,7 +216,10 @@ def _broken(path: Path, name: str, source: str, error: Exception | str) -> RunRe
 
 
 def _imported(run: Imported, fa_per_10k: float) -> RunReport:
-    report = _judge(run.name, run.path, run.source, replay(run.records, (), fa_per_10k)) if run.dated else _undated(run)
+    if run.dated:
+        report = _judge(run.name, run.path, run.source, replay(run.records, switched(run.records), fa_per_10k))
+    else:
+        report = _undated(run)
     missed = (*report.not_judged, *(("", fault) for fault in run.faults))
     return replace(report, not_judged=missed, unmapped=run.unmapped, structure=run.structure)
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.one_path import assert_one_path
+
 # Read when torch, transformers and trl are first imported. A second thread only gets in a tiny model's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -60,6 +62,16 @@ def model_path(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path
     Qwen2ForCausalLM(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+@pytest.fixture
+def one_path(tmp_path: Path) -> Iterator[None]:
+    """After the test, every run it made in its folder is replayed and must raise the alarms it raised live."""
+    from collapsewatch.queries import find_runs
+
+    yield
+    for run_dir in find_runs(tmp_path):
+        assert_one_path(run_dir)
 
 
 @pytest.fixture(scope="module")

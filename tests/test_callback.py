@@ -23,6 +23,8 @@ from collapsewatch.report import analyze
 from collapsewatch.store import StoreError
 from tests.trl_training import PROMPTS, checksum, train
 
+pytestmark = pytest.mark.usefixtures("one_path")
+
 
 def weights(trainer: GRPOTrainer) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in trainer.model.state_dict().items()}
@@ -136,7 +138,38 @@ def test_a_resumed_training_goes_on_in_its_record(tmp_path: Path, model_path: Pa
     detection = Detection(build())
     for record in records:
         detection.update(record)
-    assert callback.monitor.state_dict() == detection.state_dict()
+    assert callback.monitor.detection.state_dict() == detection.state_dict()
+    said = [(e.step, e.name, e.detail) for e in run.events() if e.name in ("checkpoint", "resumed")]
+    again = [(4, "checkpoint", ""), (5, "checkpoint", "")]
+    assert said == [(2, "checkpoint", ""), (3, "checkpoint", ""), (2, "resumed", "checkpoint"), *again]
+
+
+def test_a_checkpoint_with_a_broken_state_is_resumed_from_the_record(
+    tmp_path: Path, model_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 2}
+    train(tmp_path, model_path, tokenizer, CollapseCallback(tmp_path, "run"), max_steps=2, **settings)
+    (tmp_path / "out" / "checkpoint-2" / "collapsewatch.json").write_text("[")
+    callback = CollapseCallback(tmp_path, "run")
+    train(tmp_path, model_path, tokenizer, callback, max_steps=3, resume=True, **settings)
+    assert callback.monitor is not None and not callback.monitor.faults
+    assert "checkpoint-2 is left out" in caplog.text
+    assert ("resumed", "record") in [(e.name, e.detail) for e in open_run(tmp_path / "run").events()]
+
+
+def test_what_is_switched_or_announced_is_marked(tmp_path: Path, model_path: Path, tokenizer: Any) -> None:
+    callback = CollapseCallback(tmp_path, "run")
+
+    class Curriculum(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                callback.mark("curriculum: longer answers")
+                callback._trainer.max_completion_length = 12
+
+    settings = {"max_steps": 4, "lr_scheduler_type": "constant"}
+    train(tmp_path, model_path, tokenizer, callback, Curriculum(), **settings)
+    marks = [(e.step, e.detail) for e in open_run(tmp_path / "run").events() if e.name == "mark"]
+    assert marks == [(2, "curriculum: longer answers"), (3, "max_completion_length 16 to 12")]
 
 
 def test_one_callback_watches_one_training_after_another(tmp_path: Path, model_path: Path, tokenizer: Any) -> None:

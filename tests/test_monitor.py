@@ -22,6 +22,9 @@ from collapsewatch.store import StoreError
 FA_PER_10K = 20.0
 
 
+pytestmark = pytest.mark.usefixtures("one_path")
+
+
 def run_of(seed: int, badness: float = 0.7, steps: int = 60, breaks_at: int = 40) -> list[StepRecord]:
     """Noisy healthy steps, then control tokens where none may stand; some streams come and go."""
     draw = np.random.default_rng(seed)
@@ -146,6 +149,7 @@ def test_a_fault_is_counted_logged_once_and_shown(tmp_path: Path, caplog: pytest
     assert events == [
         ("started", '{"max_steps": null, "fa_per_10k": 50.0}'),
         ("fault", "tea: ZeroDivisionError: no cups"),
+        ("mark", "intervention x"),
         ("failed", "faults: store 1, tea 3"),
     ]
 

@@ -28,6 +28,8 @@ from collapsewatch.queries import find_runs, open_run
 from collapsewatch.records import Alarm, Applied, Driver, Observation, StepRecord, Tier
 from collapsewatch.supervisor import Supervisor
 
+pytestmark = pytest.mark.usefixtures("one_path")
+
 PROMPTS = ["say hi", "what now?", "call me", "look up"]
 ANSWER = "ok<|im_end|>"
 BREAK_AT = 12

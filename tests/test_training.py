@@ -17,7 +17,7 @@ from collapsewatch.records import Alarm, StepRecord, Tier
 from collapsewatch.replay import replay
 from collapsewatch.report import analyze
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_path")]
 STEPS = 40  # whose courses differ from machine to machine: the collapse, and a rescue after it, have time in each
 
 

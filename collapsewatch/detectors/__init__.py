@@ -89,8 +89,12 @@ class Detection:
         return next((name for d in self.loud if (name := d.first_mover())), "")
 
     def mark_event(self, step: int, name: str) -> None:
-        """An announced change: baselines start again with the next record."""
-        for d in self.detectors:
+        """An announced change: baselines start again with the next record, unless an alarm stands.
+
+        What is broken is no new normal: an intervention, or the learning rate it lowers, must not talk the
+        alarm away that asked for it.
+        """
+        for d in self.detectors if self.state == "ok" else ():
             d.mark_event(step, name)
 
     def state_dict(self) -> dict[str, Any]:

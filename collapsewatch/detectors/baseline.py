@@ -15,6 +15,7 @@ USABLE = 3  # values before the first bet
 FREE = 10  # values before the creep limit: the first ones are too few to be a floor
 GATE_STEPS = 40  # a stream under suspicion teaches nothing for at most so long
 EVENT_RISE = 1.0  # nat: an announced event explains a jump of this size, not a collapse
+APART = 40  # values between two events that each explain a jump: twice the memory
 SCALE_START, SCALE_MIN, SCALE_MAX = 0.5, 0.1, 1.0  # nat, of log(y + floor)
 _UNLIMITED = 700.0  # nat; finite, so that the state stays plain JSON
 
@@ -114,8 +115,13 @@ class SelfStartingBaseline:
         return level, mean
 
     def restart(self) -> None:
-        """Start again after an announced event; the new baseline may lie `EVENT_RISE` above the old one."""
-        self.cap = np.where(self.count > 0, np.log(self.mean) + EVENT_RISE, self.cap)
+        """Start again after an announced event; the new baseline may lie `EVENT_RISE` above the old one.
+
+        Of events in quick succession all lie within the first one's limit: else each would add a nat, and a run
+        with an event every ten steps could break as slowly as it likes.
+        """
+        raised = (self.count >= APART) | ((self.count > 0) & (self.cap == _UNLIMITED))
+        self.cap = np.where(raised, np.log(self.mean) + EVENT_RISE, self.cap)
         self.count[:] = 0
         self.gated[:] = 0
         self.scale[:] = SCALE_START
