@@ -218,6 +218,23 @@ def inspect(
         print_views(views, known, judged, _console())
 
 
+@app.command()
+def calibrate(
+    logdir: Annotated[Path, typer.Argument(help="A folder of healthy runs or logs, or one of them.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Count false alarms on your own healthy runs, beside the bound that was promised."""
+    from .calibrate import calibrate as calibrated
+    from .calibrate import print_calibration
+    from .rows import strict_json
+
+    found = calibrated(logdir)
+    if as_json:
+        typer.echo(strict_json(found.to_dict(), indent=2))
+    else:
+        print_calibration(found, _console())
+
+
 class _Console(Console):
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError  # for `main`: rich would exit with 1

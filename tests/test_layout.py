@@ -21,7 +21,7 @@ PACKAGES = {
 }
 LAYERS = (
     "records plugins schemas theme advice imported",
-    "formats structure detectors interventions journal combine curves levels words rollouts selftest",
+    "formats structure detectors interventions journal combine curves levels marks words rollouts selftest",
     "shares cells views head capability",
     "scalars",
     "importers database probe measure supervisor course",
@@ -29,7 +29,7 @@ LAYERS = (
     "aliases store queries tables verdict",
     "samples",
     "monitor report ledger",
-    "findings follow steps",
+    "findings follow steps checkpoints calibrate",
     "summary callback dashboards page",
     "trainer watch verl",
     "launch",
