@@ -18,6 +18,7 @@ from .formats import format_named
 from .importers import Imported, Unreadable
 from .importers.base import Options
 from .marks import switched
+from .offenders import Offender, offenders
 from .records import Alarm, Driver, Event, Verdict
 from .replay import Trace, replay
 from .samples import Sample, rollouts
@@ -39,8 +40,9 @@ class RunReport:
 
     `reward` is the mean over the first, the best and the last window, or None without rewards; `structure` is
     None without turns, `capability` without fixed probes. `notices` are what the watching itself told while the run
-    went on, its own faults among it, with the step. `applied` are the steps of interventions; `curves` and `samples`
-    are for drawing and reading, and no part of the JSON.
+    went on, its own faults among it, with the step. `applied` are the steps of interventions, `offenders` the
+    rollouts behind the alarm that the verdict rests on; these, `curves` and `samples` are for drawing and reading,
+    and no part of the JSON.
     """
 
     name: str
@@ -64,6 +66,7 @@ class RunReport:
     capability: Capability | None = None
     curves: Mapping[str, Curve] = field(default_factory=dict, repr=False)
     samples: tuple[Sample, ...] = field(default=(), repr=False)
+    offenders: tuple[Offender, ...] = field(default=(), repr=False)
 
     @property
     def interventions(self) -> int:
@@ -196,10 +199,14 @@ def _own_run(path: Path, fa_per_10k: float | None) -> RunReport:
             structure = tabulate(run.turn_counts())
             report = _judge(path.name, path, OWN, trace)
             samples = rollouts(run, report.onset_step)
+            decisive = next((a for a in report.alarms if a.step == report.detected_step), None)
+            guilty = tuple(offenders(run, decisive)) if decisive else ()
     except Exception as error:  # whatever is wrong with one run, the others are still judged
         return _broken(path, path.name, OWN, error)
     notices = tuple((e.step, f"{e.name}: {e.detail}") for e in events if e.name in ("fault", "notice"))
-    return replace(report, applied=applied, structure=structure, samples=samples, notices=notices)
+    return replace(
+        report, applied=applied, structure=structure, samples=samples, notices=notices, offenders=guilty
+    )
 
 
 def _foreign(found: Imported | Unreadable, fa_per_10k: float) -> RunReport:

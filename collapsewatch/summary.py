@@ -94,6 +94,7 @@ def _print_run(r: RunReport, name: str, console: Console) -> None:
         "what": findings.what(r) + (f" ({r.kind})" if r.kind else ""),
         "moved first": stream_words(r.first_mover) if r.first_mover else "",
         "evidence": findings.evidence(r),
+        "rollouts": ", ".join(map(str, r.offenders[:_NAMED])),
         "reward": findings.reward(r),
         "probes": findings.capability(r),
         "supervised": f"{len(r.applied)} interventions, steps {min(r.applied)} to {max(r.applied)}"

@@ -27,7 +27,7 @@ LAYERS = (
     "importers database probe measure supervisor course",
     "merge rows replay fixed",
     "aliases store queries tables verdict",
-    "samples",
+    "samples offenders",
     "monitor report ledger",
     "findings follow steps checkpoints calibrate",
     "summary callback dashboards page",
