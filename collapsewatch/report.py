@@ -204,9 +204,7 @@ def _own_run(path: Path, fa_per_10k: float | None) -> RunReport:
     except Exception as error:  # whatever is wrong with one run, the others are still judged
         return _broken(path, path.name, OWN, error)
     notices = tuple((e.step, f"{e.name}: {e.detail}") for e in events if e.name in ("fault", "notice"))
-    return replace(
-        report, applied=applied, structure=structure, samples=samples, notices=notices, offenders=guilty
-    )
+    return replace(report, applied=applied, structure=structure, samples=samples, notices=notices, offenders=guilty)
 
 
 def _foreign(found: Imported | Unreadable, fa_per_10k: float) -> RunReport:
