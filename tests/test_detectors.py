@@ -280,7 +280,7 @@ def test_values_that_are_no_rates_are_counted_and_poison_nothing() -> None:
             Observation("hazard", -1.0, 8),
         ]
         assert dirty.update(t, [good, *bad[:1], Observation("polluted", 0.9, 8)]) == expected
-    assert dirty.table.ignored == 2 * 29  # NaN, and a stream named twice in one step
+    assert dirty.bets.table.ignored == 2 * 29  # NaN, and a stream named twice in one step
     held = dirty.update(30, bad)
     assert math.isfinite(held.log_e) and all(math.isfinite(d.level) for d in held.drivers)
 
@@ -308,13 +308,13 @@ def test_a_budget_that_makes_no_sense_is_refused(budget: float) -> None:
 def test_a_slow_drift_cannot_drag_the_baseline_along() -> None:
     baseline = SelfStartingBaseline()
     baseline.grow([0.01])
-    at, calm = np.array([0]), np.array([False])
+    at, calm = np.array([0]), np.array([[False]])
     for _ in range(30):
         baseline.update(at, np.array([0.02]), calm)
-    start = math.log(baseline.values()[0] + 0.01)
+    start = math.log(baseline.values()[0, 0] + 0.01)
     for t in range(100):
         baseline.update(at, np.array([0.02 * math.exp(0.05 * t)]).clip(0, 1), calm)
-    assert math.log(baseline.values()[0] + 0.01) - start <= 100 * CREEP + 0.5 + 1e-9
+    assert math.log(baseline.values()[0, 0] + 0.01) - start <= 100 * CREEP + 0.5 + 1e-9
 
 
 def test_an_event_lets_the_baseline_jump_by_a_nat_at_most() -> None:
@@ -359,6 +359,31 @@ def test_every_detector_takes_an_empty_step_and_resets(name: str) -> None:
     assert isinstance(detector, Detector)
 
 
+def test_detectors_that_bet_together_hold_what_each_holds_alone() -> None:
+    """Two rows of one pass, through an alarm, an event, a reset of one of them and a state taken over."""
+    run = spiking(8, steps=240, onset=150)
+    together, (alone, watch) = Detection(), build(["e_detector", "watch"])
+    first, second = together.detectors[0], together.detectors[3]
+    for r in run:
+        if r.step == 60:
+            for d in (alone, watch, first, second):
+                d.mark_event(59, "curriculum")
+        if r.step == 120:
+            state = json.loads(json.dumps(together.state_dict()))
+            together = Detection()
+            together.load_state_dict(state)
+            first, second = together.detectors[0], together.detectors[3]
+        if r.step == 200:
+            watch.forget()
+            second.forget()
+        seen = tuple(r.observations)
+        assert first.update(r.step, seen) == alone.update(r.step, r.observations)
+        assert second.update(r.step, seen) == watch.update(r.step, r.observations)
+        assert (first.onset(), second.onset()) == (alone.onset(), watch.onset())
+    second.reset()
+    assert second.update(241, run[-1].observations).log_e < 0 < first.update(241, run[-1].observations).log_e
+
+
 def test_an_unknown_detector_is_an_error_that_lists_the_choices() -> None:
     with pytest.raises(UnknownPlugin, match="expected one of e_detector, hard_limit, health, watch"):
         build(["cusum"])
@@ -367,12 +392,12 @@ def test_an_unknown_detector_is_an_error_that_lists_the_choices() -> None:
 # hard limit, health
 
 
-@pytest.mark.parametrize(("groups", "step"), [(8, 21), (7, 22)])
-def test_the_hard_limit_needs_two_steps_when_few_prompts_stand_behind_one(groups: int, step: int) -> None:
+@pytest.mark.parametrize(("groups", "level", "step"), [(8, 0.8, 21), (8, 0.7, 22), (7, 0.8, 22)])
+def test_the_hard_limit_needs_two_steps_unless_one_is_certain(groups: int, level: float, step: int) -> None:
     detector = HardLimit()
     spoke = []
     for t in range(1, 31):
-        held = detector.update(t, [Observation("truncated", 0.7 if t > 20 else 0.05, groups)])
+        held = detector.update(t, [Observation("truncated", level if t > 20 else 0.05, groups)])
         spoke += [t] if held.log_e >= held.log_bound else []
     assert spoke == list(range(step, 31))
     assert detector.onset() == 21 and detector.first_mover() == "truncated"

@@ -11,6 +11,8 @@ from typing import Any
 from ..plugins import resolve
 from ..records import Alarm, Evidence, StepRecord, Tier
 from .base import Detector
+from .bets import Bets
+from .e_detector import BettingEDetector
 from .policy import AlarmPolicy
 from .streams import Observed, StreamSpec, UnknownStream, spec
 
@@ -58,6 +60,10 @@ class Detection:
         self.policy = policy or AlarmPolicy()
         self.loud = [d for d in self.detectors if d.tier is Tier.ALARM]
         self._observed = Observed()
+        betting = [d for d in self.detectors if isinstance(d, BettingEDetector)]
+        bets = Bets([d.null for d in betting])
+        for row, d in enumerate(betting):
+            d.share(bets, row)
         self.quiet = [(d, AlarmPolicy(Tier.WATCH)) for d in self.detectors if d.tier is Tier.WATCH]
 
     @property

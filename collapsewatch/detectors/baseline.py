@@ -31,107 +31,109 @@ class SelfStartingBaseline:
     steps and 0.05 on some has a level ten times below its mean, and would alarm for ever (measured: three of
     four healthy runs of the tiny model, docs/measurements.md).
 
-    All columns are (S,) arrays; `grow` appends streams. `mean` and `mean_low` are of `y + floor`.
+    All columns are (R, S) arrays: of each stream as many baselines as there are rows, which differ in what is
+    suspect to them; `grow` appends streams. `mean` and `mean_low` are of `y + floor`.
     """
 
-    def __init__(self) -> None:
-        self.count = np.zeros(0, dtype=np.int64)
-        self.level = np.zeros(0)
-        self.low = np.zeros(0)
-        self.mean = np.zeros(0)
-        self.mean_low = np.zeros(0)
-        self.scale = np.zeros(0)
-        self.cap = np.zeros(0)
-        self.gated = np.zeros(0, dtype=np.int64)
-        self.floor = np.zeros(0)
+    def __init__(self, rows: int = 1) -> None:
+        self.count = np.zeros((rows, 0), dtype=np.int64)
+        self.level = np.zeros((rows, 0))
+        self.low = np.zeros((rows, 0))
+        self.mean = np.zeros((rows, 0))
+        self.mean_low = np.zeros((rows, 0))
+        self.scale = np.zeros((rows, 0))
+        self.cap = np.zeros((rows, 0))
+        self.gated = np.zeros((rows, 0), dtype=np.int64)
+        self.floor = np.zeros((rows, 0))
 
     def grow(self, floors: list[float]) -> None:
         """Append streams, given the small number that is added before their logarithm."""
-        k = len(floors)
-        start = {"scale": SCALE_START, "cap": _UNLIMITED, "floor": floors, "mean": floors}
+        rows = self.count.shape[0]
         for name, column in vars(self).items():
-            new = np.empty(k, dtype=column.dtype)
-            new[:] = start.get(name, 0)
-            setattr(self, name, np.concatenate([column, new]))
+            new = np.zeros((rows, len(floors)), dtype=column.dtype)
+            setattr(self, name, np.concatenate([column, new], axis=1))
+        self.floor[:, self.floor.shape[1] - len(floors) :] = floors
+        self.reset(slice(None), slice(self.floor.shape[1] - len(floors), None))
+
+    def reset(self, row: int | slice, at: Index = slice(None)) -> None:
+        """As if a row had never learned."""
+        start = {"floor": self.floor, "mean": self.floor, "scale": SCALE_START, "cap": _UNLIMITED}
+        for name, column in vars(self).items():
+            value = start.get(name, 0)
+            column[row, at] = value[row, at] if isinstance(value, np.ndarray) else value
 
     def usable(self) -> np.ndarray:
-        """Which streams have a baseline, (S,) bool."""
+        """Which streams have a baseline, (R, S) bool."""
         return np.asarray(self.count >= USABLE)
 
     def values(self) -> np.ndarray:
-        """The baselines in the unit of the values, (S,); 0 where there is none yet."""
+        """The baselines in the unit of the values, (R, S); 0 where there is none yet."""
         return np.maximum(self.mean - self.floor, 0.0)
 
     def update(self, at: Index, y: np.ndarray, suspect: np.ndarray) -> None:
-        """Learn `y` (P,) of the streams `at`, except where `suspect` (P,) bool holds the gate shut."""
+        """Learn `y` (P,) of the streams `at`, except where `suspect` (R, P) bool holds the gate shut."""
+        if not y.size:
+            return
+        learn = None
         if np.count_nonzero(suspect):
-            gated = self.gated[at] = np.where(suspect, self.gated[at] + 1, 0)
+            gated = self.gated[:, at] = np.where(suspect, self.gated[:, at] + 1, 0)
             learn = (gated == 0) | (gated > GATE_STEPS)
-            at, y = indices(at, self.count.size)[learn], y[learn]
         else:
-            self.gated[at] = 0
-        if y.size:
-            self._learn(at, y + self.floor[at])
+            self.gated[:, at] = 0
+        self._learn(at, y + self.floor[:, at], learn)
 
-    def _learn(self, i: Index, y: np.ndarray) -> None:
-        """Take the values (P,), floor added, of the streams `i`."""
-        count = self.count[i] + 1
-        self.count[i] = count
+    def _learn(self, i: Index, y: np.ndarray, learn: np.ndarray | None) -> None:
+        """Take the values (R, P), floor added, of the streams `i`, where they may be learned."""
+        count = self.count[:, i] + 1
         young = bool(count.min() * GAIN < 1.0)  # any of them: when none is, three columns are constants
         gain = np.maximum(GAIN, 1.0 / count) if young else GAIN
-        x = np.log(y)
+        x, level, mean, scale = np.log(y), self.level[:, i], self.mean[:, i], self.scale[:, i]
         if young:  # a first value is the level, and so moves nothing
-            self.level[i] = np.where(count == 1, x, self.level[i])
-            self.mean[i] = np.where(count == 1, y, self.mean[i])
-        level, mean, scale = self.level[i], self.mean[i], self.scale[i]
+            level, mean = np.where(count == 1, x, level), np.where(count == 1, y, mean)
         freak = np.exp(level + HUBER * SCALE_MAX)
         reach = HUBER * scale
         move = np.minimum(np.maximum(x - level, -reach), reach)
         level = level + gain * move
         mean = mean + gain * (np.minimum(y, freak) - mean)
         room = CREEP + SLACK * scale
-        level, mean = self._limit(i, level, mean, room, count > FREE if young else None)
-        # 1.25 turns a mean absolute deviation into a standard one; a first value says nothing of spread.
-        spread = scale + gain * (1.25 * np.abs(move) - scale)
-        if young:
-            spread = np.where(count == 1, scale, spread)
-        self.scale[i] = np.minimum(np.maximum(spread, SCALE_MIN), SCALE_MAX)
-        self.level[i], self.mean[i] = level, mean
-
-    def _limit(
-        self, i: Index, level: np.ndarray, mean: np.ndarray, room: np.ndarray, settled: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Level and mean (P,), no more than `room` nat above their floors, which creep; without `settled` all are."""
-        low, mean_low = self.low[i], self.mean_low[i]
+        low, mean_low = self.low[:, i], self.mean_low[:, i]
         ceiling, mean_ceiling = low + room, mean_low * np.exp(room)
+        settled = count > FREE if young else None
         if settled is not None:
-            ceiling = np.where(settled, ceiling, self.cap[i])
-            mean_ceiling = np.where(settled, mean_ceiling, np.exp(self.cap[i]))
+            cap = self.cap[:, i]
+            ceiling, mean_ceiling = np.where(settled, ceiling, cap), np.where(settled, mean_ceiling, np.exp(cap))
         level, mean = np.minimum(level, ceiling), np.minimum(mean, mean_ceiling)
         low, mean_low = np.minimum(low + CREEP, level), np.minimum(mean_low * exp(CREEP), mean)
+        # 1.25 turns a mean absolute deviation into a standard one; a first value says nothing of spread.
+        spread = scale + gain * (1.25 * np.abs(move) - scale)
         if settled is not None:
             low, mean_low = np.where(settled, low, level), np.where(settled, mean_low, mean)
-        self.low[i], self.mean_low[i] = low, mean_low
-        return level, mean
+            spread = np.where(count == 1, scale, spread)
+        scale = np.minimum(np.maximum(spread, SCALE_MIN), SCALE_MAX)
+        new = {"count": count, "level": level, "mean": mean, "scale": scale, "low": low, "mean_low": mean_low}
+        for name, values in new.items():
+            column = getattr(self, name)
+            column[:, i] = values if learn is None else np.where(learn, values, column[:, i])
 
-    def restart(self) -> None:
+    def restart(self, row: int) -> None:
         """Start again after an announced event; the new baseline may lie `EVENT_RISE` above the old one.
 
         Of events in quick succession all lie within the first one's limit: else each would add a nat, and a run
         with an event every ten steps could break as slowly as it likes.
         """
-        raised = (self.count >= APART) | ((self.count > 0) & (self.cap == _UNLIMITED))
-        self.cap = np.where(raised, np.log(self.mean) + EVENT_RISE, self.cap)
-        self.count[:] = 0
-        self.gated[:] = 0
-        self.scale[:] = SCALE_START
+        count, cap = self.count[row], self.cap[row]
+        raised = (count >= APART) | ((count > 0) & (cap == _UNLIMITED))
+        self.cap[row] = np.where(raised, np.log(self.mean[row]) + EVENT_RISE, cap)
+        self.count[row] = 0
+        self.gated[row] = 0
+        self.scale[row] = SCALE_START
 
-    def state_dict(self) -> dict[str, Any]:
-        return {k: v.tolist() for k, v in vars(self).items()}
+    def state_dict(self, row: int) -> dict[str, Any]:
+        return {k: v[row].tolist() for k, v in vars(self).items()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, row: int, state: dict[str, Any]) -> None:
         for k, v in vars(self).items():
-            setattr(self, k, np.array(state[k], dtype=v.dtype))
+            v[row] = state[k]
 
 
 def indices(at: Index, size: int) -> np.ndarray:

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from math import exp
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -70,23 +69,17 @@ class StreamSpec:
         return FAILURES.get(self.name, "control_token_spike")
 
 
-# Chosen on simulated runs. On the legal side they are log-odds of 0 (0.5), -1 (0.27) and a rise of 1.5 nat.
+# Chosen on simulated runs, of the training seeds. On the legal side `no_end`, `reopen` and `call_in_text` are failures
+# that a sampler makes at just that rate: at 0.5 they alarmed 8 to 11 steps later (docs/measurements.md).
 _RARE, _RARE_WATCH = ToleranceNull(0.02, 3.0), ToleranceNull(0.01, 2.0)
-_HALF = ToleranceNull(0.5, 3.0)
 _SELDOM = ToleranceNull(0.73, 1.25)  # call rate: a ratio of 3 would leave a run that calls in every 2nd turn unwatched
 _NAMED: dict[str, StreamSpec] = {
     s.name: s
     for s in (
-        StreamSpec("no_end", "probability", _HALF, "legal", watch=ToleranceNull(0.3, 2.0)),
-        StreamSpec("reopen", "probability", _HALF, "legal", watch=ToleranceNull(0.3, 2.0)),
+        StreamSpec("no_end", "probability", _RARE, "legal", watch=_RARE_WATCH),
+        StreamSpec("reopen", "probability", ToleranceNull(0.05, 3.0), "legal", watch=_RARE_WATCH),
         StreamSpec("no_call_start", "probability", _SELDOM, "legal", watch=ToleranceNull(0.6, 1.2)),
-        StreamSpec(
-            "call_in_text",
-            "probability",
-            ToleranceNull(0.05, exp(1.5)),
-            "legal",
-            watch=ToleranceNull(0.03, 3.0),
-        ),
+        StreamSpec("call_in_text", "probability", _RARE, "legal", watch=_RARE_WATCH),
         StreamSpec("polluted", "rate", _RARE, "outcome", watch=_RARE_WATCH),
         StreamSpec("collapsed", "rate", _RARE, "outcome", watch=_RARE_WATCH),
         StreamSpec("empty", "rate", _RARE, "outcome", watch=_RARE_WATCH),
