@@ -10,13 +10,14 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from .detectors import FA_PER_10K, Detection, build
+from .losses import Losses
 from .marks import RESUMED, Switches
 from .queries import open_run
 from .records import Alarm, Applied, Driver, Event, StepRecord, Tier, TokenView
@@ -70,6 +71,7 @@ class Monitor:
         self._fa_per_10k = fa_per_10k
         self.detection = self._detection()
         self.switches = Switches()
+        self.losses = Losses()
         self.standing: Alarm | None = None
         """The alarm that began last, for as long as it is not over."""
         self.store = Store(run_dir, rank=rank)
@@ -103,6 +105,7 @@ class Monitor:
             if alarms:
                 self.store.flush()
         self.settings(record.step, record.metrics)
+        self._look(record.step, record.metrics)
         return alarms
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -111,6 +114,8 @@ class Monitor:
             rows = [{"step": step, "rank": self.rank, "metric": k, "value": v} for k, v in metrics.items()]
             self.store.append("metrics", rows)
         self.settings(step, metrics)
+        with self.guard("scalars"):
+            self.losses.add(step, metrics)
 
     def settings(self, step: int, values: Mapping[str, float]) -> None:
         """Mark what was switched: a learning rate off its schedule, another temperature or length. Never raises."""
@@ -152,14 +157,17 @@ class Monitor:
         if state is not None:
             self.load_state_dict(state)
             back, self.last_step = state["step"] != step, step
+            with self.guard("scalars"), closing(open_run(self.store.run_dir)) as run:
+                self._remember(record for record in run.records() if record.step <= step)
             self.event("rolled_back" if back else RESUMED, str(state["step"]) if back else "checkpoint")
             return self.standing
         self.last_step, self.detection, self.standing = step, self._detection(), None
         with closing(open_run(self.store.run_dir)) as run:
-            records = (record for record in run.records() if record.step <= step)
+            records = [record for record in run.records() if record.step <= step]
             events = [event for event in run.events() if event.step <= step]
             for _, alarms in judged(self.detection, records, events):
                 self._stand(alarms)
+        self._remember(records)
         self.event(RESUMED, "record")
         return self.standing
 
@@ -168,6 +176,20 @@ class Monitor:
         with self.guard("detection"):
             self.detection.mark_event(self.last_step, name)
         self.event("mark", name)
+
+    def _remember(self, records: Iterable[StepRecord]) -> None:
+        """The scalars so far, without telling again what was told."""
+        self.losses = Losses()
+        for record in records:
+            self.losses.add(record.step, record.metrics)
+            self.losses.update(record.step)
+
+    def _look(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Tell of losses that scalars tell and no alarm does: content, or an accuracy that the reward masks."""
+        with self.guard("scalars"):
+            self.losses.add(step, metrics)
+            if (found := self.losses.update(step)) is not None:
+                self.event("finding", f"{found.kind} since step {found.onset}: {found.verdict}")
 
     @contextmanager
     def guard(self, stage: str) -> Iterator[None]:

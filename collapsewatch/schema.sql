@@ -122,7 +122,7 @@ CREATE TABLE IF NOT EXISTS interventions (
 CREATE TABLE IF NOT EXISTS events (
     step BIGINT,
     time DOUBLE,
-    name VARCHAR,                       -- started, finished, interrupted, failed, fault, mark, checkpoint, resumed, rolled_back
+    name VARCHAR,                       -- started, finished, interrupted, failed, fault, mark, finding, checkpoint, resumed, rolled_back
     detail VARCHAR
 );
 CREATE TABLE IF NOT EXISTS _offsets (   -- how far each journal segment has been merged

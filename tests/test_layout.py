@@ -25,7 +25,7 @@ LAYERS = (
     "shares cells views head capability",
     "scalars",
     "importers database probe measure supervisor course",
-    "merge rows replay fixed",
+    "merge rows replay fixed losses",
     "aliases store queries tables verdict",
     "samples offenders",
     "monitor report ledger",
