@@ -169,17 +169,17 @@ def _collapse(
     elif kind == "drift":
         grow(some(others), 0.02, 0.08)
     elif kind == "relapse":
-        grow(some(others), 0.15, 0.5)
+        grow(some(others), 0.1, 0.35)
         sawtooth = (int(rng.integers(10, 30)), float(rng.uniform(0.3, 0.6)))
     elif kind == "eos_empty":
         grow(end_at_start[: int(rng.integers(1, 3))], 0.1, 0.4)
     elif kind == "repeat":
-        grow([column["reopen"]], 0.15, 0.6)
+        grow([column["reopen"]], 0.13, 0.5)
     elif kind == "pollution":
-        grow([column["no_end"], column["call_in_text"]], 0.08, 0.3)
-        grow([CELLS.index(("</tool_call>", "text"))], 0.08, 0.3)
+        grow([column["no_end"], column["call_in_text"]], 0.05, 0.16)
+        grow([CELLS.index(("</tool_call>", "text"))], 0.05, 0.16)
     elif kind == "eos_starve":
-        grow([column["no_end"], column["truncated"]], 0.06, 0.25)
+        grow([column["no_end"], column["truncated"]], 0.05, 0.2)
     elif kind not in ("healthy", "content"):
         raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(KINDS)}")
     return rates, heights, sawtooth

@@ -60,7 +60,7 @@ def _number(value: float | None) -> str:
 
 
 def _speed(result: dict[int, dict[str, Any]]) -> list[str]:
-    lines = ["| streams | | microseconds a step (min-max) | ours over theirs |", "|---|---|---|---|"]
+    lines = ["| streams | | CPU microseconds a step (min-max) | ours over theirs |", "|---|---|---|---|"]
     for streams, rows in result.items():
         ours = rows["collapsewatch"]["median_us"]
         for name, row in rows.items():

@@ -18,17 +18,25 @@ GOALS = {64: 100.0, 4000: 1000.0}
 """Microseconds a step, by streams."""
 
 
-def records(streams: int, steps: int) -> list[StepRecord]:
-    """A healthy run with the cells of many more tokens; every step spells its names anew, as training does."""
+Rows = list[tuple[str, float, int, float]]
+
+
+def steps_of(streams: int, steps: int) -> list[Rows]:
+    """A healthy run's observations, step by step, with the cells of many more tokens."""
     run = simulate(plan("train", 0, "healthy"), steps)
     noise = np.random.default_rng(0).lognormal(-9, 1, (len(run.steps), streams))
+    more = [f"hazard:<token_{k}>@{slot}" for k in range(streams // 5 + 1) for slot in POSITIONS]
     out = []
     for i, record in enumerate(run.records()):
-        more = [f"hazard:<token_{k}>@{slot}" for k in range(streams // 5 + 1) for slot in POSITIONS]
-        extra = [Observation(s, v, run.plan.groups, v / 3) for s, v in zip(more, noise[i].tolist(), strict=False)]
-        own = [Observation(o.stream[:1] + o.stream[1:], o.value, o.n, o.stderr) for o in record.observations]
-        out.append(StepRecord(record.step, 0.0, {}, tuple((own + extra)[:streams])))
+        own = [(o.stream, o.value, o.n, o.stderr) for o in record.observations]
+        extra = [(s, v, run.plan.groups, v / 3) for s, v in zip(more, noise[i].tolist(), strict=False)]
+        out.append((own + extra)[:streams])
     return out
+
+
+def record(step: int, rows: Rows) -> StepRecord:
+    """A record as a step of training makes it: fresh objects, every name spelled anew."""
+    return StepRecord(step, 0.0, {}, tuple(Observation(s[:1] + s[1:], v, n, e) for s, v, n, e in rows))
 
 
 def detection() -> Callable[[StepRecord], Any]:
@@ -56,21 +64,22 @@ def page_hinkley() -> Callable[[StepRecord], Any]:
 
 
 def measure(rounds: int, steps: int = 60) -> dict[int, dict[str, Any]]:
-    """Microseconds a step, rounds alternating: medians with minimum and maximum, and ours over the others."""
+    """CPU microseconds a step, rounds alternating: medians with minimum and maximum, and ours over the others."""
     out: dict[int, dict[str, Any]] = {}
     kinds = {"collapsewatch": detection, "Page-Hinkley each": page_hinkley, "reading": reading}
     for streams in GOALS:
-        made = records(streams, steps)
+        rows = steps_of(streams, steps)
         cost: dict[str, list[float]] = {name: [] for name in kinds}
         for _ in range(rounds):
             for name, make in kinds.items():
-                update = make()
-                for record in made[:10]:  # streams join on the first steps
-                    update(record)
-                begin = time.perf_counter()
-                for record in made[10:]:
-                    update(record)
-                cost[name].append((time.perf_counter() - begin) / len(made[10:]) * 1e6)
+                update, spent = make(), 0.0
+                for step, own in enumerate(rows):
+                    made = record(step + 1, own)
+                    begin = time.thread_time()
+                    update(made)
+                    if step >= 10:  # streams join on the first steps
+                        spent += time.thread_time() - begin
+                cost[name].append(spent / (len(rows) - 10) * 1e6)
         out[streams] = {
             name: {"median_us": median(own), "min_us": min(own), "max_us": max(own)} for name, own in cost.items()
         }
