@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .checkpoints import go_on, settings_of
 from .detectors import FA_PER_10K
@@ -35,6 +35,7 @@ from .probe import ControlProbe
 from .records import Alarm, Applied, StepRecord, Tier
 from .steps import StepMeasure
 from .supervisor import Supervisor
+from .trainers import calling_trainer, watchable
 
 _log = logging.getLogger(__name__)
 
@@ -290,23 +291,3 @@ _MEASURED = frozenset(
     {"reward", "reward_std", "frac_reward_zero_std", "entropy", "epoch"}
     | {"tools/call_frequency", "completions/mean_length", "completions/clipped_ratio"}
 )
-
-
-def watchable(trainer: Any) -> bool:
-    """Whether a trainer generates, rewards and trains as `GRPOTrainer` does, and can be told by that."""
-    return hasattr(trainer, "_generate_and_score_completions") and hasattr(trainer, "_calculate_rewards")
-
-
-def calling_trainer(callback: TrainerCallback) -> Any:
-    """The trainer whose callback handler is calling `callback`: transformers passes every argument but it.
-
-    Raises:
-        RuntimeError: not called by a trainer; use `attach(trainer)`.
-    """
-    frame = sys._getframe()
-    while frame is not None:
-        found = frame.f_locals.get("self")
-        if isinstance(found, Trainer) and callback in found.callback_handler.callbacks:
-            return found
-        frame = frame.f_back  # type: ignore[assignment]
-    raise RuntimeError("CollapseCallback: got a call from outside a Trainer, expected attach(trainer) first")

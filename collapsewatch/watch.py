@@ -15,9 +15,10 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from .callback import CollapseCallback, calling_trainer, watchable
+from .callback import CollapseCallback
 from .detectors import FA_PER_10K
 from .formats.detect import AUTO
+from .trainers import calling_trainer, watchable
 
 _trainings: Counter[str | None] = Counter()  # begun in this process, by the name asked for
 

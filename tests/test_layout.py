@@ -20,7 +20,7 @@ PACKAGES = {
     "dashboards": "collapsewatch.dashboards",
 }
 LAYERS = (
-    "records plugins schemas theme advice imported",
+    "records plugins schemas theme advice imported trainers",
     "formats structure detectors interventions journal combine curves levels marks words rollouts selftest",
     "shares cells views head capability",
     "scalars",
