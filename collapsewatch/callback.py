@@ -99,8 +99,6 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         self._seen: list[Seen] = []
         self.monitor: Monitor | None = None
 
-    # -- life ----------------------------------------------------------------------------------------------
-
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -235,8 +233,6 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         setattr(self._trainer, method, wrapped)
         self._undo.append(lambda: delattr(self._trainer, method))
 
-    # -- one step ------------------------------------------------------------------------------------------
-
     def _take_probe(self, result: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """Keep what the probe saw in this micro-batch's forward, beside the rows it belongs to."""
         batches = self._probe.drain() if self._probe is not None else []
@@ -264,8 +260,7 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
             alone = self._training.ranks == 1
             unseen = nullcontext() if self._probe is None else self._probe.disarmed()
             with unseen, self.monitor.guard("supervisor") if alone else nullcontext():
-                rows = self._supervisor.step(record, alarms, self.monitor.state, failed, self._training)
-                applied = list(rows)
+                applied = list(self._supervisor.step(record, alarms, self.monitor.state, failed, self._training))
             for row in applied:
                 self.monitor.log_applied(row)
         if self._on_record is not None:
