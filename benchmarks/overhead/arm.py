@@ -63,7 +63,8 @@ class Pace:
     def step(self) -> None:
         self.first = self._began is None
         self.tell(**self._took())
-        sys.stdin.readline()
+        if not sys.stdin.readline():
+            raise SystemExit("overhead: the parent is gone")
         self.stages.clear()
         self._began = self._clocks()
 
