@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "detection" / 
 
 from truth import FIRST, IN_A_ROW, SIGNS, broken_step
 
-from collapsewatch.records import Alarm, StepRecord, Tier
+from collapsewatch.records import Alarm, Observation, StepRecord, Tier
 
 QUIZ = 1  # of `WORLDS`: a Llama that writes LFM2 calls
 
@@ -59,6 +59,40 @@ def test_an_alarm_that_was_cleared_before_the_break_warned_of_something_else() -
     assert table.standing([first, over, second], None) is first
     assert table.standing([first, over], 8) is first
     assert table.standing([], 8) is None
+
+
+def made(sick: bool, broken: int | None, alarm: int | None) -> Any:
+    import table
+
+    return table.Row("m", "llama", "lfm2", "quiz", 7, sick, 50, broken, alarm, alarm, "", "", int(alarm is not None))
+
+
+def test_recall_is_of_runs_that_broke_and_false_alarms_of_those_that_did_not() -> None:
+    import beside
+    import table
+
+    rows = [made(True, 20, 12), made(True, 20, 20), made(True, 20, 24), made(True, 20, None), made(True, None, 9)]
+    rows += [made(False, None, None), made(False, None, 7), made(False, 30, 5)]
+    found = table.sums(rows)
+    assert (found["collapsed"], found["healthy"], found["false_alarms"]) == (4, 2, 1)
+    assert (found["sick_never_broken"], found["sane_but_broken"]) == (1, 1)
+    assert (found["recall"], found["early_recall"]) == (0.75, 0.25)
+    assert (found["lead_min"], found["lead_median"], found["lead_max"]) == (-4, 0, 8)
+    other = beside.line("", rows, [row.alarm or 0 for row in rows])
+    assert all(other[name] == found[name] for name in ("recall", "early_recall", "lead_median"))
+    assert other["alarmed_healthy"] == 1
+
+
+def test_other_methods_are_given_what_was_recorded() -> None:
+    import beside
+
+    observations = (Observation("polluted", 0.25, 8), Observation("hazard", 0.5, 8))
+    records = [StepRecord(3, 0.0, {"reward": 0.5}, observations), StepRecord(5, 0.0, {"reward": 0.25})]
+    traces = beside.Traces.of(records)
+    assert traces.steps.tolist() == [3, 5] and traces.metrics["reward"].tolist() == [0.5, 0.25]
+    assert [column.tolist() for column in traces.streams["polluted"]] == [[0.25, 0.0], [8, 0]]
+    given = beside.series.of(traces)
+    assert given.key.shape == (2, len(beside.series.KEY)) and given.key[0, 0] == given.key[1, 0]  # the last one known
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from runs import Plan
 from truth import broken_step, signs
 
 from collapsewatch.queries import open_run
-from collapsewatch.records import Alarm, StepRecord, Tier
+from collapsewatch.records import Alarm, Event, StepRecord, Tier
 from collapsewatch.replay import replay
 
 
@@ -41,11 +41,15 @@ class Row:
         return None if self.alarm is None or self.broken is None else self.broken - self.alarm
 
 
-def row(plan: Plan, folder: Path) -> Row:
-    """Judge one run as `analyze` would, by a replay with the detectors as they are now."""
+def read(folder: Path) -> tuple[list[StepRecord], list[Event]]:
+    """What a run left."""
     with closing(open_run(folder)) as run:
-        records: list[StepRecord] = list(run.records(detail=True))
-        trace = replay(records, run.events())
+        return list(run.records()), run.events()
+
+
+def row(plan: Plan, records: Sequence[StepRecord], events: Sequence[Event] = ()) -> Row:
+    """Judge one run as `analyze` would, by a replay with the detectors as they are now."""
+    trace = replay(records, events)
     at = broken_step([signs(record) for record in records])
     broken = None if at is None else records[at].step
     alarm = standing(trace.alarms, broken)
