@@ -14,8 +14,8 @@ from ..records import Driver, Evidence, Observation, Tier
 NOTHING = -20.0
 """The log evidence reported when there is none: finite, because it is stored and printed as JSON."""
 
-MAX_DRIVERS = 64
-"""Streams listed in one evidence row; beyond it the tail has no share worth a row."""
+MAX_DRIVERS = 20
+"""Streams listed in one evidence row: as many as can each hold a twentieth, which makes a culprit."""
 
 
 class Detector(ABC):
