@@ -26,7 +26,8 @@ def z_score(values: np.ndarray, window: int = 30) -> np.ndarray:
 def cusum(values: np.ndarray, learn: int = 20, slack: float = 0.5, both: bool = False) -> np.ndarray:
     """Plain CUSUM of standardised values, normal as in the first `learn` rows; upwards, or `both` ways."""
     first = values[:learn]
-    z = (values - first.mean(axis=0)) / np.maximum(first.std(axis=0), 1e-3)
+    spread = np.maximum(first.std(axis=0), np.maximum(0.05 * np.abs(first.mean(axis=0)), 0.01))  # no series stays at 0
+    z = (values - first.mean(axis=0)) / spread
     z[:learn] = 0.0
     up = _sums(z - slack)
     return np.maximum(up, _sums(-z - slack)) if both else up

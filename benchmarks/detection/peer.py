@@ -116,11 +116,11 @@ def ruptures(which: str, penalty: float | None) -> Watch:
 
 Make = Callable[[str, float | None], Watch]
 PEERS: dict[str, tuple[Make, tuple[str, ...], tuple[float, ...]]] = {
-    "adwin": (adwin, ("scalar", "key", "excess"), (1e-3, 1e-6, 1e-9, 1e-12, 1e-18)),
-    "page_hinkley": (page_hinkley, ("scalar", "key", "excess"), (5.0, 10.0, 20.0, 100.0, 200.0, 500.0)),
-    "rlwatch": (rlwatch, ("scalar",), (2.0, 4.0, 8.0, 16.0, 32.0)),
-    "rldoctor": (rldoctor, ("scalar",), (1.0, 2.0, 3.0, 4.0)),
-    "ruptures": (ruptures, ("key", "excess"), (100.0, 300.0, 1000.0, 3000.0)),
+    "adwin": (adwin, ("scalar", "key", "excess"), (1e-3, 1e-6, 1e-9, 1e-18)),
+    "page_hinkley": (page_hinkley, ("scalar", "key", "excess"), (5.0, 10.0, 20.0, 100.0, 500.0)),
+    "rlwatch": (rlwatch, ("scalar",), (4.0, 32.0, 100.0)),
+    "rldoctor": (rldoctor, ("scalar",), (1.0, 2.0)),
+    "ruptures": (ruptures, ("key", "excess"), (300.0, 3000.0)),
 }
 """What is run, on which series, and its settings from lax to strict beside its default."""
 

@@ -63,10 +63,18 @@ def score(truths: Sequence[Truth], alarms: Sequence[int]) -> dict[str, Any]:
         "collapses": len(hits),
         "recall": len(found) / max(len(hits), 1),
         "early_recall": sum(lead >= 1 for lead in leads) / max(len(hits), 1),
+        "early_slow": _early(hits, "instant"),
+        "by_half": sum(lead >= 0 for lead in leads) / max(len(hits), 1),
         "delay": median([a - t.plan.onset for t, a in found]) if found else None,
         "lead": _finite(median(leads)) if leads else None,
         "lead_p10": _finite(leads[len(leads) // 10]) if leads else None,
     }
+
+
+def _early(hits: Sequence[tuple[Truth, int]], but: str) -> float:
+    """Early recall without one kind of collapse."""
+    own = [t.plan.onset <= a < t.half for t, a in hits if t.plan.kind != but]
+    return sum(own) / max(len(own), 1)
 
 
 def _finite(lead: float) -> float | None:
