@@ -1,7 +1,7 @@
 """Runs sampled from their hazards, as the `StepRecord`s that measuring a real run would have left.
 
 A turn breaks when its accumulated hazard passes an exponential variable, and positions count up to that break only,
-as in `measure.py`: then the hazards observed and the breaks sampled have the same mean, whatever the hazards are.
+as in `measure.py`. What is observed of a stream is the mean over turns of 1 - exp(-hazard of the turn).
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def simulate(plan: Plan, steps: int | None = None) -> Run:
     shift, shared = batches(plan, steps)
     x = smooth(plan, steps) + shift  # (T, C + 6)
     x = x[:, None, :] + _prompts(plan, steps)  # (T, G, C + 6)
-    counts, seen, p = _sample(plan, x)
-    streams = _hazard_streams(seen, counts) | _rate_streams(counts) | _legal_streams(p, counts, plan.turns)
+    counts, hazard, fate, p = _sample(plan, x)
+    streams = _hazard_streams(hazard, fate, counts) | _rate_streams(counts) | _legal_streams(p, counts, plan.turns)
     metrics = _scalars(plan, counts, shared)
     rng = np.random.default_rng([*plan.seed, 9])
     kept = (rng.random(steps) >= plan.noise.missing) & (np.arange(1, steps + 1) % plan.every == 0)
@@ -74,14 +74,13 @@ def _prompts(plan: Plan, steps: int) -> np.ndarray:
     return np.asarray(hard * signs + apart)
 
 
-def _sample(plan: Plan, x: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """Counts per step and prompt (T, G), observed hazard sums (T, G, C), legal probabilities (T, G, 6)."""
+def _sample(plan: Plan, x: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
+    """Counts (T, G), hazards of a turn (T, G, C), what hazard each turn survives (T, G, N), the others (T, G, 6)."""
     hazard = turn_hazard(x[..., :C])
     total = hazard.sum(axis=2)  # (T, G)
     turns = plan.rollouts * plan.turns
     fate = np.random.default_rng([*plan.seed, 10]).standard_exponential((*total.shape, turns))  # (T, G, N)
     broken = (fate < total[..., None]).sum(axis=2)
-    lived = np.minimum(fate, total[..., None]).sum(axis=2)  # hazard spent up to each break
     cause = hazard / total[..., None]
     rng = [np.random.default_rng([*plan.seed, 11 + k]) for k in range(10)]
     empty = rng[0].binomial(broken, _share(cause, _EMPTY))
@@ -109,7 +108,7 @@ def _sample(plan: Plan, x: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarra
         "failed": bad + in_call + loops + spoken,
         "called": calls + in_call,
     }
-    return counts, cause * lived[..., None], p
+    return counts, hazard, fate, p
 
 
 def _share(cause: np.ndarray, cells: np.ndarray) -> np.ndarray:
@@ -130,19 +129,29 @@ def estimate(top: np.ndarray, bottom: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return value, n, np.where(n < 2, 0.0, spread)
 
 
-def _hazard_streams(seen: np.ndarray, counts: dict[str, np.ndarray]) -> Streams:
-    """Total, per token, per slot and per cell, from (T, G, C); a step without a call has no slot inside one."""
+def _hazard_streams(hazard: np.ndarray, fate: np.ndarray, counts: dict[str, np.ndarray]) -> Streams:
+    """Total, per token, per slot and per cell, from (T, G, C) and (T, G, N)."""
     tokens, slots = np.array(CELLS).T
     parts = {"hazard": np.ones(C, bool)} | {f"hazard:{t}": tokens == t for t in TOKENS}
     parts |= {f"hazard@{s}": slots == s for s in POSITIONS}
     parts |= {f"hazard:{t}@{s}": (tokens == t) & (slots == s) for t, s in CELLS}
-    inside = counts["called"].sum(axis=1) > 0  # (T,)
+    total = hazard.sum(axis=2)  # (T, G)
+    broke = np.nonzero(fate < total[..., None])  # the turns that break: step, prompt, turn, each (B,)
+    cell = broke[0] * total.shape[1] + broke[1]
+    spent = fate[broke] / total[broke[:2]]  # the share of its positions that such a turn had, (B,)
+    alone = np.array([POSITIONS[s] for s in slots]) == 1  # a slot of one position is seen whole or not at all
+    alive = counts["turns"] - counts["broken"]
+    inside = counts["called"].sum(axis=1) > 0  # (T,): without a call no position stands inside one
     streams = {}
-    for name, cells in parts.items():
-        value, n, stderr = estimate(seen[..., cells].sum(axis=2), counts["turns"])
+    for name, own in parts.items():
+        spread, whole = hazard[..., own & ~alone].sum(axis=2), hazard[..., own & alone].sum(axis=2)
+        until = spread[broke[:2]] * spent + whole[broke[:2]]
+        broken = np.bincount(cell, -np.expm1(-until), total.size).reshape(total.shape)
+        share, n, stderr = estimate(-np.expm1(-(spread + whole)) * alive + broken, counts["turns"])
+        share = np.minimum(share, 1 - 1e-12)
         if name.rpartition("@")[2] in ("open", "body", "close"):
             n = np.where(inside, n, 0)
-        streams[name] = value, n, stderr
+        streams[name] = -np.log1p(-share), n, stderr / (1 - share)
     return streams
 
 
