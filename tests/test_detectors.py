@@ -392,7 +392,7 @@ def test_an_unknown_detector_is_an_error_that_lists_the_choices() -> None:
 # hard limit, health
 
 
-@pytest.mark.parametrize(("groups", "level", "step"), [(8, 0.8, 21), (8, 0.7, 22), (7, 0.8, 22)])
+@pytest.mark.parametrize(("groups", "level", "step"), [(8, 0.8, 21), (8, 0.7, 22), (8, 0.4, 22), (7, 0.8, 22)])
 def test_the_hard_limit_needs_two_steps_unless_one_is_certain(groups: int, level: float, step: int) -> None:
     detector = HardLimit()
     spoke = []
@@ -401,6 +401,13 @@ def test_the_hard_limit_needs_two_steps_unless_one_is_certain(groups: int, level
         spoke += [t] if held.log_e >= held.log_bound else []
     assert spoke == list(range(step, 31))
     assert detector.onset() == 21 and detector.first_mover() == "truncated"
+
+
+@pytest.mark.parametrize(("groups", "level"), [(8, 0.3), (7, 0.4)])
+def test_the_hard_limit_asks_for_more_where_fewer_prompts_stand_behind_it(groups: int, level: float) -> None:
+    detector = HardLimit()
+    held = [detector.update(t, [Observation("empty", level if t > 20 else 0.05, groups)]) for t in range(1, 31)]
+    assert all(e.log_e < e.log_bound for e in held)
 
 
 def test_the_hard_limit_lets_a_high_normal_be() -> None:

@@ -1,4 +1,4 @@
-"""The hard limit: at least half of the outcomes are bad, and twice as many as normal."""
+"""The hard limit: a third to a half of the outcomes are bad, and twice as many as normal."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from .streams import BAD_OUTCOMES, StreamTable
 
 
 class HardLimit(Detector):
-    """Speaks on two steps in a row, on one of `alone` or more if `min_groups` prompt groups stand behind it.
+    """Speaks on two steps in a row with `level` or more, or `many` where `min_groups` prompts or more were asked.
 
-    `log_e` is the log of how many times the limit `max(level, ratio x baseline)` is reached; the bound is 0.
-    It stands outside the false-alarm bound. On simulated runs every step over the limit alone made 2.5 false
-    alarms per 10,000 steps, two in a row 0.3, and this as few and no later (docs/measurements.md).
+    With so many prompts one step of `alone` or more is enough. `log_e` is the log of how many times the limit
+    `max(level, ratio x baseline)` is reached; the bound is 0. It stands outside the false-alarm bound. On 40,000
+    simulated healthy steps these levels made no false alarm, one step at 0.5 eight (docs/measurements.md).
     """
 
     name: ClassVar[str] = "hard_limit"
     log_bound: ClassVar[float] = 0.0
 
-    def __init__(self, level: float = 0.5, ratio: float = 2.0, alone: float = 0.75, min_groups: int = 8) -> None:
-        self.limit, self.ratio, self.alone, self.min_groups = level, ratio, alone, min_groups
+    def __init__(
+        self, level: float = 0.5, many: float = 0.35, alone: float = 0.75, ratio: float = 2.0, min_groups: int = 8
+    ) -> None:
+        self.few, self.many, self.alone = level, many, alone
+        self.ratio, self.min_groups = ratio, min_groups
         self.reset()
 
     def reset(self) -> None:
@@ -48,10 +51,13 @@ class HardLimit(Detector):
         self._fit()
         # A rate that starts high is the health check's business: without a baseline nothing is a jump.
         known = self.baseline.usable()[0, at]
-        limit = np.maximum(self.limit, self.ratio * self.baseline.values()[0])
+        enough = n >= self.min_groups
+        limit = np.full(self.level.size, self.few)
+        limit[at] = np.where(enough, self.many, self.few)
+        limit = np.maximum(limit, self.ratio * self.baseline.values()[0])
         excess = np.log(np.maximum(y, 1e-6) / limit[at])
         over = known & (excess >= 0)
-        certain = (n >= self.min_groups) & (y >= self.alone)
+        certain = enough & (y >= self.alone)
         held = np.where(certain, excess, np.minimum(excess, self.before[at]))
         held = np.maximum(np.where(known, held, NOTHING), NOTHING)
         self.since[at] = np.where(self.before[at] >= 0, self.since[at], step)
