@@ -542,3 +542,30 @@ def test_the_health_check_of_a_long_run_keeps_no_more_than_it_needs() -> None:
         held = check.update(step, [Observation("empty", 0.9, 8)])
         assert (held.log_e >= held.log_bound) == (6 <= step <= 11)
     assert sum(map(len, check.values.values())) <= 12
+
+
+# prefix invariance of the whole
+
+SOME = st.dictionaries(st.sampled_from([*NAMES, "parse_failure", "truncated"]), st.floats(0, 1), max_size=5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(SOME, max_size=60), st.sets(st.integers(1, 60), max_size=4), st.integers(0, 60), st.integers(1, 20))
+def test_what_comes_later_changes_nothing_and_a_state_may_be_taken_over_anywhere(
+    levels: list[dict[str, float]], marks: set[int], cut: int, groups: int
+) -> None:
+    records = [record(t, groups, **rates) for t, rates in enumerate(levels, 1)]
+
+    def judge(detection: Detection, part: list[StepRecord]) -> list[object]:
+        found: list[object] = []
+        for r in part:
+            found.append(detection.update(r))
+            if r.step in marks:
+                detection.mark_event(r.step, "curriculum")
+        return found
+
+    whole = judge(Detection(), records)
+    head, tail = Detection(), Detection()
+    assert judge(head, records[:cut]) == whole[:cut]
+    tail.load_state_dict(json.loads(json.dumps(head.state_dict(), allow_nan=False)))
+    assert judge(tail, records[cut:]) == whole[cut:]
