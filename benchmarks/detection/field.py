@@ -56,7 +56,7 @@ def make(split: str, healthy: int, each: int) -> Field:
     return Field([t for t, _ in both], [s for _, s in both])
 
 
-def part(whole: Field, healthy: int = 40, each: int = 6) -> Field:
+def part(whole: Field, healthy: int = 30, each: int = 4) -> Field:
     """The first runs of each kind: peers are slow, and need fewer runs to be told apart."""
     last = {kind: healthy if kind == "healthy" else each for kind in KINDS}
     kept = [i for i, t in enumerate(whole.truths) if t.plan.index % 1000 < last[t.plan.kind]]

@@ -23,7 +23,7 @@ def report(result: dict[str, Any]) -> str:
 def _split(result: dict[str, Any]) -> list[str]:
     ours = result["ours"]
     lines = [_HEAD, *(_row(name, row) for name, row in ours["rows"].items())]
-    lines += [_row(f"e-detector alone, bound {bound:g}", row) for bound, row in ours["bounds"].items()]
+    lines += [_row(f"e-detector alone, bound {float(bound):g}", row) for bound, row in ours["bounds"].items()]
     lines += [_row(name, row) for name, row in result["charts"].items()]
     for name, told in result["peers"].items():
         if isinstance(told, str):
