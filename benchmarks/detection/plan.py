@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 SPLITS = {"train": 1, "test": 2, "stress": 3, "fresh": 4, "fresh_stress": 5}
-"""The first number of every seed. `train` is for tuning. `fresh` was looked at on 2026-11-25: a new claim needs a new number here."""
+"""First number of each seed. `train` is for tuning; `fresh` was looked at on 2026-11-25: a claim needs new ones."""
 
 COLLAPSES = ("instant", "spike", "drift", "relapse", "eos_empty", "repeat", "pollution", "eos_starve")
 """Collapses of structure."""
