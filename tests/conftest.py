@@ -20,6 +20,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 
+collect_ignore = ["verl_worker.py"]  # a process of its own, in an environment that has verl
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
     """One token per character and per Hermes marker; no `<`, so that text and ids determine each other."""

@@ -319,11 +319,11 @@ SCRIPT = """
 import json, os, sys
 sys.path.insert(0, {tests!r})
 import test_supervisor as t
-from collapsewatch import callback
+from collapsewatch import callback, steps
 from pathlib import Path
 
 folder, answering = Path(sys.argv[1]), Path(sys.argv[2])
-measure, calls = callback.measure_rank, 0
+measure, calls = steps.measure_rank, 0
 
 def torn(*args):
     global calls
@@ -333,7 +333,7 @@ def torn(*args):
     return measure(*args)
 
 if os.environ["RANK"] == "1":
-    callback.measure_rank = torn
+    steps.measure_rank = torn
     callback.time.strftime = lambda form: "a-second-later"  # the run's default name holds the time
 erroneous = t.Erroneous(learning_rate=1e-2, updates=20)
 sabotage = t.closed_loop(folder, answering, erroneous, None, per_device_train_batch_size=16)
