@@ -77,7 +77,7 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         expert: Expert | None = None,
         cooldown: int = 10,
         probes: Sequence[FixedProbe] = (),
-        probe_every: int = 10,
+        probe_every: int = 25,
         keep_text: int = 8,
         keep_tokens: float = 0.125,
         config: str = "",

@@ -32,9 +32,7 @@ def measure_rank(rollouts: Rollouts, chat_format: BoundFormat) -> RankMeasure:
     control = tuple(control_rows(chat_format, rollouts, arrays, p, hazard, known, int(turns_per.sum())))
     control_sums(sums, rollouts, chat_format, p, known, scored)
     spans = chat_format.turns_by_row(rollouts.mask, rollouts.ids)
-    classified = [
-        [chat_format.classify_ids(row[a:b]) for a, b in own] for row, own in zip(rollouts.ids, spans, strict=True)
-    ]
+    classified = _classified(chat_format, rollouts.ids, spans)
     ends = np.isin(rollouts.ids, chat_format.ids[np.array(chat_format.roles) == "end"])  # (N, T)
     _outcome_streams(sums, classified)
     reward_sums(sums, rollouts)
@@ -46,6 +44,19 @@ def measure_rank(rollouts: Rollouts, chat_format: BoundFormat) -> RankMeasure:
         tuple(_turn_rows(rollouts, spans, ends, classified, turn_hazard)),
         tuple(_rollout_rows(rollouts, classified, turn_hazard)),
     )
+
+
+def _classified(chat_format: BoundFormat, ids: npt.NDArray[np.int64], spans: Sequence[Spans]) -> list[list[Classified]]:
+    """Every turn of `ids` (N, T), judged; what several rollouts say alike is judged once."""
+    known: dict[bytes, Classified] = {}
+
+    def classify(turn: npt.NDArray[np.int64]) -> Classified:
+        key = turn.tobytes()
+        if key not in known:
+            known[key] = chat_format.classify_ids(turn)
+        return known[key]
+
+    return [[classify(row[a:b]) for a, b in own] for row, own in zip(ids, spans, strict=True)]
 
 
 def probabilities(rollouts: Rollouts) -> tuple[Floats, Floats, Bools]:

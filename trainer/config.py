@@ -70,9 +70,9 @@ class TrainConfig:
     """Steps between two applications while the alarm holds."""
     fa_per_10k: float = 50.0
     """False-alarm budget of the detector, per 10,000 steps."""
-    probe_every: int = 10
+    probe_every: int = 25
     """Steps between two scorings of a fixed set of expert dialogues; 0 for never."""
-    probe_tasks: int = 16
+    probe_tasks: int = 8
     """Dialogues in that set, of tasks that are not trained on."""
     alternate_format: str = ""
     """A second chat format the set is scored in; half of the tiny model's warm start is in it, too."""

@@ -2,9 +2,9 @@
 
 Two processes train the same seed, one of them watched. They take turns, a round each: while one trains, the other is
 stopped (SIGSTOP), background threads and all. Both play the same rollouts and end with the same losses, or this
-fails. Overhead is what a watched round takes more than its twin, by the clock and in CPU time; a round is ten steps, so
-that it holds one scoring of the fixed dialogues. `inline` is the same by accounting: the time that the training's own
-thread spends in our code, by stage.
+fails. Overhead is what a watched round takes more than its twin, by the clock and in CPU time; a round is as many
+steps as lie between two scorings of the fixed dialogues. `inline` is the same by accounting: the time that the
+training's own thread spends in our code, by stage.
 
 Two models: the tiny one as `collapsewatch demo` trains it; and random weights under the head of Qwen2.5-1.5B
 (151,936 x 1,536), which costs what it costs, with few layers, so that it runs on two CPU cores. There the scoring
@@ -29,7 +29,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from collapsewatch.trainer.config import from_mapping
+from collapsewatch.trainer.config import TrainConfig, from_mapping
 from collapsewatch.trainer.train import prepare
 
 SKIPPED = (
@@ -172,7 +172,11 @@ def main() -> None:
     result: dict[str, Any] = {}
     for name, setup in setups(options).items():
         if options.only in (None, name):
-            rounds, length = (2 if options.quick else options.rounds), 10 if name == "tiny" else 1 + (not options.quick)
+            rounds = 2 if options.quick else options.rounds
+            length = TrainConfig.probe_every if name == "tiny" else 1 + (not options.quick)
+                (2 if options.quick else options.rounds),
+                TrainConfig.probe_every if name == "tiny" else 1 + (not options.quick),
+            )
             if name == "tiny":
                 prepare(from_mapping({**setup["knobs"], "logdir": tempfile.gettempdir()}, "overhead"))
             result[name] = compare(setup, rounds, length)
