@@ -174,9 +174,6 @@ def main() -> None:
         if options.only in (None, name):
             rounds = 2 if options.quick else options.rounds
             length = TrainConfig.probe_every if name == "tiny" else 1 + (not options.quick)
-                (2 if options.quick else options.rounds),
-                TrainConfig.probe_every if name == "tiny" else 1 + (not options.quick),
-            )
             if name == "tiny":
                 prepare(from_mapping({**setup["knobs"], "logdir": tempfile.gettempdir()}, "overhead"))
             result[name] = compare(setup, rounds, length)
