@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,10 +20,9 @@ from .monitor import Monitor
 from .records import StepRecord, TokenView
 from .rollouts import Rollouts
 from .selftest import complaints
-from .views import ViewKeeper
+from .views import ViewKeeper, by_hazard
 
 _log = logging.getLogger(__name__)
-Guard = Callable[[str], AbstractContextManager[None]]
 
 
 class StepMeasure:
@@ -96,7 +94,7 @@ class StepMeasure:
         """The measure, with prompt and text for the most hazardous rollouts and for those kept token by token."""
         rows = list(measured.rollouts)
         viewed = {view.rollout for view in self._views}
-        worst = sorted(range(len(rows)), key=lambda i: -rows[i].hazard)[: self._keep_text]
+        worst = by_hazard(rows)[: self._keep_text]
         for i in {*worst, *(i for i, row in enumerate(rows) if row.rollout in viewed)}:
             text = self._tokenizer.decode(rollouts.ids[i, : rollouts.length[i]].tolist())
             rows[i] = replace(rows[i], prompt=self._ledger.prompt(rows[i].rollout), text=text)

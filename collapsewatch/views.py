@@ -37,7 +37,7 @@ class ViewKeeper:
         self, step: int, rollouts: Rollouts, rows: Sequence[RolloutRow], prompt: Callable[[int], str]
     ) -> list[TokenView]:
         """The step's views to store; its suspects are remembered. `prompt`: a rollout's number to its prompt."""
-        worst = sorted(range(len(rows)), key=lambda i: -rows[i].hazard)
+        worst = by_hazard(rows)
         first_of = {rows[i].group: i for i in reversed(worst)}
         kept = [i for i in first_of.values() if crc32(prompt(rows[i].rollout).encode()) < self._share * 2**32][:KEPT]
         views = {i: self._view(rollouts, i) for i in {*kept, *worst[:SUSPECTS]}}
@@ -68,6 +68,11 @@ class ViewKeeper:
             names=self._format.probe_tokens,
             control=tuple(rollouts.logp[i, :length].ravel().tolist()),
         )
+
+
+def by_hazard(rows: Sequence[RolloutRow]) -> list[int]:
+    """The places of rollouts, the most hazardous first."""
+    return sorted(range(len(rows)), key=lambda i: -rows[i].hazard)
 
 
 def _row(values: npt.NDArray[np.floating] | None, i: int, length: int) -> tuple[float, ...]:

@@ -13,50 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
-from transformers.trainer_callback import PrinterCallback
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from collapsewatch.formats import format_named
 from collapsewatch.probe import ControlProbe, ProbeBatch
+from tests.trl_training import trainer_of
 
-PROMPTS = ["add 1 and 2", "add 3 and 4", "look up paris", "what now?", "call me", "say hi"]
-
-
-def checksum(completion_ids: list[list[int]], **_: Any) -> list[float]:
-    """A reward that differs between nearly any two completions."""
-    return [sum(i * (1 + t) for t, i in enumerate(ids)) % 97 / 97 for ids in completion_ids]
-
-
-def trainer_of(folder: Path, model_path: Path, tokenizer: Any, peft_config: Any = None, **settings: Any) -> GRPOTrainer:
-    """A trainer of the model at `model_path`; `settings` over those of a small quick training."""
-    usual = {
-        "output_dir": str(folder / "out"),
-        "max_steps": 2,
-        "learning_rate": 1e-2,
-        "per_device_train_batch_size": 8,
-        "num_generations": 4,
-        "max_completion_length": 16,
-        "seed": 7,
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "report_to": [],
-        "save_strategy": "no",
-        "disable_tqdm": True,
-    }
-    trainer = GRPOTrainer(
-        model=str(model_path),
-        reward_funcs=checksum,
-        args=GRPOConfig(**{**usual, **settings}),
-        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS]),
-        processing_class=tokenizer,
-        peft_config=peft_config,
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+FAST = 1e-2
+"""Learning rate at which two forwards in a row are of weights that differ."""
 
 
 def control_of(tokenizer: Any) -> list[int]:
@@ -115,7 +81,8 @@ def probed(trainer: GRPOTrainer, control: list[int]) -> list[float]:
 def ddp(folder: Path, model_path: Path) -> list[float]:
     """The real trainer, its model replicated on every rank; then a forward of the probe's own through the wrapper."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model_path)
-    trainer = trainer_of(folder, model_path, tokenizer, gradient_accumulation_steps=2, per_device_train_batch_size=4)
+    settings = {"learning_rate": FAST, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}
+    trainer = trainer_of(folder, model_path, tokenizer, **settings)
     control = control_of(tokenizer)
     errors = probed(trainer, control)
     assert trainer.accelerator.num_processes == 2

@@ -15,7 +15,8 @@ import torch
 from transformers import AutoConfig, Gemma2Config, Gemma2ForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from trl import GRPOConfig
 
-from tests.probed import control_of, probed, trainer_of
+from tests.probed import FAST, control_of, probed
+from tests.trl_training import trainer_of
 
 ROOT = Path(__file__).parents[1]
 HELP = GRPOConfig.__dataclass_fields__["loss_type"].metadata["help"]
@@ -72,7 +73,7 @@ def test_probe_agrees_with_full_logits(tmp_path: Path, models: dict[str, Path], 
     settings = dict(SETTINGS[name])
     path, adapter = models[settings.pop("model", "tied")], settings.pop("peft_config", None)
     config = None if adapter is None else peft.LoraConfig(**adapter)
-    trainer = trainer_of(tmp_path, path, tokenizer, config, **settings)
+    trainer = trainer_of(tmp_path, path, tokenizer, peft_config=config, **{"learning_rate": FAST, **settings})
     before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
     errors = probed(trainer, control_of(tokenizer))
     assert len(errors) == trainer.state.global_step * settings.get("gradient_accumulation_steps", 1) >= 2

@@ -17,15 +17,16 @@ def checksum(completion_ids: list[list[int]], **_: Any) -> list[float]:
     return [sum(i * (1 + t) for t, i in enumerate(ids)) % 97 / 97 for ids in completion_ids]
 
 
-def train(
+def trainer_of(
     tmp_path: Path,
     model_path: Path,
     tokenizer: Any,
     *callbacks: Any,
     reward: Any = checksum,
-    resume: bool = False,
+    peft_config: Any = None,
     **overrides: Any,
 ) -> GRPOTrainer:
+    """A trainer of the model at `model_path`; `overrides` over the settings of a small quick training."""
     settings = {
         "output_dir": str(tmp_path / "out"),
         "max_steps": 2,
@@ -50,7 +51,14 @@ def train(
         eval_dataset=Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS[:2]]),
         processing_class=tokenizer,
         callbacks=list(callbacks),
+        peft_config=peft_config,
     )
     trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def train(*args: Any, resume: bool = False, **settings: Any) -> GRPOTrainer:
+    """What `trainer_of` makes of these arguments, trained."""
+    trainer = trainer_of(*args, **settings)
     trainer.train(resume_from_checkpoint=resume)
     return trainer

@@ -21,6 +21,7 @@ from ..formats.detect import AUTO, bind
 from ..measure import measure_rank
 from ..monitor import Monitor
 from ..records import StepRecord
+from ..views import by_hazard
 from .forward import Columns, log_probs, outcome, read_columns
 from .rows import Row, read_rows, to_rollouts
 
@@ -105,7 +106,7 @@ class ActorWatch:
         rollouts = to_rollouts(rows, groups, self._numbered, len(self._ids))
         measured = measure_rank(rollouts, self._bound)
         details = list(measured.rollouts)
-        for i in sorted(range(len(rows)), key=lambda i: -details[i].hazard)[:KEEP_TEXT]:
+        for i in by_hazard(details)[:KEEP_TEXT]:
             prompt, text = (self._tokenizer.decode(part.tolist()) for part in (rows[i].prompt, rows[i].ids))
             details[i] = replace(details[i], prompt=prompt, text=text)
         return replace(measured, rollouts=tuple(details))
