@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .formats.bound import BoundFormat, SlotArrays
+from .formats.bound import BoundFormat, SlotArrays, Spelled
 from .records import SLOTS, ControlRow, Slot
 from .rollouts import Bools, Floats, Rollouts
 
@@ -46,13 +46,16 @@ def control_rows(
     hazard: Floats,
     known: Bools,
     turns: int,
+    spelled: Spelled,
 ) -> Iterator[ControlRow]:
     """One row per cell that has a trained position; `p` and `hazard` (N, T, K) hold where `known` (N, T).
+
+    `spelled`: the markers of several tokens, as `BoundFormat.spelled` finds them.
 
     Probabilities are those of scored positions, up to the first illegal token of each of the `turns`. Logit
     pressure is of all trained positions, for all of them push: its sum over a token's cells is the whole push.
     """
-    at = _positions(chat_format, rollouts, arrays, p, hazard, known)
+    at = _positions(chat_format, rollouts, arrays, p, hazard, known, spelled)
     last = min(int(at.turn.max(initial=0)) + 1, LAST_TURN)
     for code, slot in enumerate(SLOTS):
         here = np.flatnonzero(at.slot == code)
@@ -79,7 +82,13 @@ def pressure(chat_format: BoundFormat, rollouts: Rollouts, p: Floats, known: Boo
 
 
 def _positions(
-    chat_format: BoundFormat, rollouts: Rollouts, arrays: SlotArrays, p: Floats, hazard: Floats, known: Bools
+    chat_format: BoundFormat,
+    rollouts: Rollouts,
+    arrays: SlotArrays,
+    p: Floats,
+    hazard: Floats,
+    known: Bools,
+    spelled: Spelled,
 ) -> _Positions:
     row, column = np.nonzero(known)
     drawn = rollouts.ids[row, column, None] == chat_format.probe_ids  # (P, K)
@@ -88,7 +97,7 @@ def _positions(
     number = np.full(known.shape, -1)
     number[row, column] = np.arange(len(row))
     entry = {int(first): k for k, first in enumerate(chat_format.probe_ids)}
-    for n, first, last, _ in chat_format.spelled(rollouts.ids, rollouts.mask):
+    for n, first, last, _ in spelled:
         k = entry.get(int(rollouts.ids[n, first]))
         if k is not None and rollouts.label_logp is not None and known[n, first]:
             whole[number[n, first], k] = np.exp(np.minimum(rollouts.label_logp[n, first : last + 1].sum(), 0.0))

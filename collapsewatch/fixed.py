@@ -51,9 +51,9 @@ class FixedProbe:
         self._slots = chat_format.slots(self._ids, self._mask)
         # (N, T): control tokens and layout. Parsers skip white space, but a model that is kept from a wrong control
         # token behind an opened call still has to find its way past the line break.
-        self._frame = self._mask & (np.isin(self._ids, chat_format.ids) | chat_format.blank(self._ids))
-        for n, first, last, _ in chat_format.spelled(self._ids, self._mask):
-            self._frame[n, first : last + 1] = True
+        self._spelled = chat_format.spelled(self._ids, self._mask)
+        self._frame = self._mask & chat_format.blank(self._ids)
+        self._frame |= chat_format.control(self._ids, self._mask, self._spelled)
         self._turn, self._calls = self._turns()
         self._body = self._mask & ~self._frame & np.isin(self._turn, self._calls)  # (N, T): what calls say
 
@@ -93,7 +93,7 @@ class FixedProbe:
         }
         if self._calls:
             told["content"] = self._product(np.minimum(label - none, 0.0), self._body)[self._calls].mean()
-        rows = control_rows(self.chat_format, scored, self._slots, p, hazard, known, turns)
+        rows = control_rows(self.chat_format, scored, self._slots, p, hazard, known, turns, self._spelled)
         return {f"{self.name}/{key}": float(value) for key, value in told.items()}, tuple(
             replace(row, probe=self.name) for row in rows
         )

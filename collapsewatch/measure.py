@@ -29,7 +29,8 @@ def measure_rank(rollouts: Rollouts, chat_format: BoundFormat) -> RankMeasure:
     turns_per = (np.diff(np.maximum.accumulate(np.where(scored, arrays.turn, -1), axis=1), prepend=-1) > 0).sum(axis=1)
     turn_hazard = _hazard_streams(sums, chat_format, arrays, hazard, scored, turns_per)
     _legal_streams(sums, chat_format, arrays, p, hazard, scored)
-    control = tuple(control_rows(chat_format, rollouts, arrays, p, hazard, known, int(turns_per.sum())))
+    spelled = chat_format.spelled(rollouts.ids, rollouts.mask)
+    control = tuple(control_rows(chat_format, rollouts, arrays, p, hazard, known, int(turns_per.sum()), spelled))
     control_sums(sums, rollouts, chat_format, p, known, scored)
     spans = chat_format.turns_by_row(rollouts.mask, rollouts.ids)
     classified = _classified(chat_format, rollouts.ids, spans)
@@ -37,7 +38,7 @@ def measure_rank(rollouts: Rollouts, chat_format: BoundFormat) -> RankMeasure:
     _outcome_streams(sums, classified)
     reward_sums(sums, rollouts)
     turn_sums(sums, rollouts, classified, [bool(own) and not ends[i, own[-1][1] - 1] for i, own in enumerate(spans)])
-    token_sums(sums, rollouts, chat_format, arrays)
+    token_sums(sums, rollouts, arrays, chat_format.control(rollouts.ids, rollouts.mask, spelled))
     return RankMeasure(
         sums.by_stream,
         control,

@@ -50,11 +50,11 @@ def turn_sums(
     sums.add("completions/clipped_ratio", cut, ones)
 
 
-def token_sums(sums: GroupSums, rollouts: Rollouts, chat_format: BoundFormat, arrays: SlotArrays) -> None:
-    """Entropy by region, log-probs by the sign of the advantage, and how far the sampler's lie from them."""
-    control = rollouts.mask & np.isin(rollouts.ids, chat_format.ids)
-    for n, first, last, _ in chat_format.spelled(rollouts.ids, rollouts.mask):
-        control[n, first : last + 1] = True
+def token_sums(sums: GroupSums, rollouts: Rollouts, arrays: SlotArrays, control: Bools) -> None:
+    """Entropy by region, log-probs by the sign of the advantage, and how far the sampler's lie from them.
+
+    `control` (N, T): where control tokens stand.
+    """
     if rollouts.entropy is not None:
         held = rollouts.mask & np.isfinite(rollouts.entropy)
         sums.add_mean("entropy", rollouts.entropy, held)

@@ -47,6 +47,9 @@ Bools = npt.NDArray[np.bool_]
 Codes = npt.NDArray[np.int8]
 
 
+Spelled = list[tuple[int, int, int, str]]  # row, first and last token, and text of markers that several tokens spell
+
+
 class Tokenizer(Protocol):
     """The part of a Hugging Face fast tokenizer that is used."""
 
@@ -144,8 +147,7 @@ class BoundFormat:
 
     def blank(self, ids: npt.ArrayLike) -> Bools:
         """Which of the tokens `ids` are white space alone: layout, which changes no slot."""
-        blank: Bools = np.take(self._codes, np.asarray(ids, np.int64), mode="clip") == _BLANK
-        return blank
+        return np.asarray(np.take(self._codes, np.asarray(ids, np.int64), mode="clip") == _BLANK)
 
     def _starts(self, codes: Codes, mask: Bools) -> Bools:
         """Where a turn starts: after a masked position, or after the end token of the turn before."""
@@ -231,14 +233,21 @@ class BoundFormat:
                 for event in self._spelling.events(ids[n, begin:end].tolist(), control.tolist()):
                     yield n, event._replace(first=begin + event.first, last=begin + event.last)
 
-    def spelled(self, ids: npt.ArrayLike, mask: npt.ArrayLike) -> list[tuple[int, int, int, str]]:
-        """Row, first and last token, and text of each marker that several model tokens spell; `ids`, `mask` (N, T)."""
-        ids, mask = np.asarray(ids, np.int64), np.asarray(mask, bool)
+    def control(self, ids: npt.ArrayLike, mask: npt.ArrayLike, spelled: Spelled) -> Bools:
+        """Where control tokens stand in `ids` (N, T), whole or `spelled` by several of the tokens of `mask` (N, T)."""
+        found = np.asarray(np.asarray(mask, bool) & np.isin(ids, self.ids))
+        for n, first, last, _ in spelled:
+            found[n, first : last + 1] = True
+        return found
+
+    def spelled(self, ids: npt.ArrayLike, mask: npt.ArrayLike) -> Spelled:
+        """The markers that several tokens of `ids` (N, T) spell, all of them the model's own by `mask` (N, T)."""
         if not self.missing:
             return []
+        ids, mask = np.asarray(ids, np.int64), np.asarray(mask, bool)
         codes = self._coded(ids, mask)
-        found = self._events(ids, mask, codes, self._starts(codes, mask))
-        return [(n, event.first, event.last, event.marker) for n, event in found if event.drawn]
+        events = self._events(ids, mask, codes, self._starts(codes, mask))
+        return [(n, event.first, event.last, event.marker) for n, event in events if event.drawn]
 
     def classify_ids(self, ids: npt.ArrayLike, stop: Stop | None = None, tools: Tools | None = None) -> Classified:
         """One assistant turn from its token ids (T,), with or without its end token.
