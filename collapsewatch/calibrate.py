@@ -21,7 +21,7 @@ from .importers import Unreadable
 from .importers.base import Options
 from .levels import WINDOW
 from .marks import switched
-from .records import Event, StepRecord, Tier, Verdict
+from .records import Alarm, Event, StepRecord, Tier, Verdict
 from .replay import judged, replay
 from .tables import print_table, printable
 from .verdict import decide
@@ -43,7 +43,7 @@ class CalibrateError(ValueError):
 class Bound:
     """One budget: alarms of the detector that promises it, their rate per 10,000 steps with its 95 % interval.
 
-    `others` are the alarms of detectors that promise nothing (the hard limit).
+    `others` are the alarms of the hard limit, which promises nothing and knows no budget.
     """
 
     fa_per_10k: float
@@ -90,7 +90,7 @@ def calibrate(path: str | Path, budgets: Sequence[float] = BUDGETS) -> Calibrati
         CalibrateError: no run there can be read, or none of them is healthy.
         ValueError: a budget that makes no sense.
     """
-    alarms, others, steps = Counter[float](), Counter[float](), Counter[float]()
+    alarms, steps, others = Counter[float](), Counter[float](), 0
     raised: dict[float, list[tuple[str, float]]] = {budget: [] for budget in budgets}
     reached: dict[str, float] = {}
     left_out, runs = list[tuple[str, str]](), 0
@@ -105,22 +105,29 @@ def calibrate(path: str | Path, budgets: Sequence[float] = BUDGETS) -> Calibrati
         runs += 1
         for stream, level in _highest(found).items():
             reached[stream] = max(level, reached.get(stream, 0.0))
-        for budget in budgets:
-            detection, standing = Detection(build(fa_per_10k=budget)), False
-            for _, rows in judged(detection, found, events):
-                steps[budget] += not standing
-                standing = detection.state != "ok"
-                for alarm in (a for a in rows if a.tier is Tier.ALARM):
-                    (alarms if alarm.detector == _PROMISED else others)[budget] += 1
-                    if alarm.detector == _PROMISED:
-                        raised[budget] += [(d.stream, d.tolerance) for d in alarm.drivers if d.share >= CULPRIT]
+        others += len(_alarms(Detection(build(["hard_limit"])), found, events)[0])
+        for budget in budgets:  # the promise is the e-detector's own: none may speak before it
+            rows, quiet = _alarms(Detection(build([_PROMISED], budget)), found, events)
+            steps[budget] += quiet
+            alarms[budget] += len(rows)
+            raised[budget] += [(d.stream, d.tolerance) for a in rows for d in a.drivers if d.share >= CULPRIT]
     if not runs:
         why = f": {left_out[0][0]}: {left_out[0][1]}" if left_out else ""
         raise CalibrateError(f"calibrate: got {path} with no healthy run in it{why}, expected runs that went well")
-    bounds = tuple(_bound(b, steps[b], alarms[b], others[b]) for b in sorted(budgets))
+    bounds = tuple(_bound(b, steps[b], alarms[b], others) for b in sorted(budgets))
     first = next((b.fa_per_10k for b in bounds if b.alarms), None)
     culprits = _culprits(raised[first], reached) if first is not None else ()
     return Calibration(runs, bounds, _curve(bounds), culprits, tuple(left_out))
+
+
+def _alarms(detection: Detection, records: Sequence[StepRecord], events: Sequence[Event]) -> tuple[list[Alarm], int]:
+    """The alarms of a run, and the steps on which none stood."""
+    alarms, quiet, standing = list[Alarm](), 0, False
+    for _, rows in judged(detection, records, events):
+        quiet += not standing
+        standing = detection.state != "ok"
+        alarms += [alarm for alarm in rows if alarm.tier is Tier.ALARM]
+    return alarms, quiet
 
 
 def advice(found: Calibration) -> list[str]:

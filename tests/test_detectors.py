@@ -16,7 +16,7 @@ from collapsewatch.detectors.e_detector import BettingEDetector
 from collapsewatch.detectors.hard_limit import HardLimit
 from collapsewatch.detectors.health import HealthCheck
 from collapsewatch.detectors.policy import failure
-from collapsewatch.detectors.streams import BAD_OUTCOMES, FAILURES, WEIGHTS, StreamTable
+from collapsewatch.detectors.streams import BAD_OUTCOMES, FAILURES, WEIGHTS, Observed, StreamTable
 from collapsewatch.plugins import UnknownPlugin
 from collapsewatch.records import Driver, Evidence, Observation, StepRecord, Tier
 
@@ -246,7 +246,7 @@ def test_a_hazard_that_is_near_zero_on_most_steps_and_not_on_some_is_normal() ->
     assert alarms <= 1
 
 
-@pytest.mark.parametrize(("seed", "step"), [(0, 177), (1, 181), (2, 178), (3, 177)])
+@pytest.mark.parametrize(("seed", "step"), [(0, 179), (1, 183), (2, 180), (3, 175)])
 def test_a_spike_from_step_150_is_found_at_a_pinned_step(seed: int, step: int) -> None:
     detection = Detection()
     alarms = [a for r in spiking(seed, steps=185) for a in detection.update(r)[0] if a.tier is Tier.ALARM]
@@ -360,28 +360,29 @@ def test_every_detector_takes_an_empty_step_and_resets(name: str) -> None:
 
 
 def test_detectors_that_bet_together_hold_what_each_holds_alone() -> None:
-    """Two rows of one pass, through an alarm, an event, a reset of one of them and a state taken over."""
-    run = spiking(8, steps=240, onset=150)
-    together, (alone, watch) = Detection(), build(["e_detector", "watch"])
-    first, second = together.detectors[0], together.detectors[3]
+    """One pass for all, through an alarm, an event, one of them forgetting and a state taken over."""
+    run, names = spiking(8, steps=240, onset=150), ("e_detector", "hard_limit", "watch")
+    together, alone = Detection(build(names)), [build([name])[0] for name in names]
     for r in run:
         if r.step == 60:
-            for d in (alone, watch, first, second):
+            for d in (*together.detectors, *alone):
                 d.mark_event(59, "curriculum")
         if r.step == 120:
             state = json.loads(json.dumps(together.state_dict()))
-            together = Detection()
+            together = Detection(build(names))
             together.load_state_dict(state)
-            first, second = together.detectors[0], together.detectors[3]
         if r.step == 200:
-            watch.forget()
-            second.forget()
-        seen = tuple(r.observations)
-        assert first.update(r.step, seen) == alone.update(r.step, r.observations)
-        assert second.update(r.step, seen) == watch.update(r.step, r.observations)
-        assert (first.onset(), second.onset()) == (alone.onset(), watch.onset())
-    second.reset()
-    assert second.update(241, run[-1].observations).log_e < 0 < first.update(241, run[-1].observations).log_e
+            for d in (alone[2], together.detectors[2]):
+                d.forget()
+        seen = Observed.of(r.observations)
+        for one, other in zip(together.detectors, alone, strict=True):
+            assert one.update(r.step, seen) == other.update(r.step, r.observations)
+            assert (one.onset(), one.first_mover()) == (other.onset(), other.first_mover())
+    assert together.detectors[1].bets.table is together.detectors[0].bets.table
+    watch = together.detectors[2]
+    watch.reset()
+    assert watch.update(241, run[-1].observations).log_e < 0
+    assert together.detectors[0].update(241, run[-1].observations).log_e > 0
 
 
 def test_an_unknown_detector_is_an_error_that_lists_the_choices() -> None:
@@ -392,22 +393,52 @@ def test_an_unknown_detector_is_an_error_that_lists_the_choices() -> None:
 # hard limit, health
 
 
-@pytest.mark.parametrize(("groups", "level", "step"), [(8, 0.8, 21), (8, 0.7, 22), (8, 0.4, 22), (7, 0.8, 22)])
-def test_the_hard_limit_needs_two_steps_unless_one_is_certain(groups: int, level: float, step: int) -> None:
-    detector = HardLimit()
-    spoke = []
-    for t in range(1, 31):
-        held = detector.update(t, [Observation("truncated", level if t > 20 else 0.05, groups)])
+def over(path: list[float], stream: str = "truncated", groups: int = 8) -> tuple[HardLimit, list[int]]:
+    """The steps on which a hard limit speaks of a stream that lay at 0.05 for 20 steps, then took this path."""
+    detector, spoke = HardLimit(), []
+    for t, level in enumerate([0.05] * 20 + path, 1):
+        held = detector.update(t, [Observation(stream, level, groups)])
         spoke += [t] if held.log_e >= held.log_bound else []
-    assert spoke == list(range(step, 31))
-    assert detector.onset() == 21 and detector.first_mover() == "truncated"
+    return detector, spoke
 
 
-@pytest.mark.parametrize(("groups", "level"), [(8, 0.3), (7, 0.4)])
-def test_the_hard_limit_asks_for_more_where_fewer_prompts_stand_behind_it(groups: int, level: float) -> None:
+@pytest.mark.parametrize(
+    ("path", "groups", "first"),
+    [
+        ([0.92, 0.05], 8, 21),  # certain on one step
+        ([0.8, 0.05], 8, 0),  # a freak batch
+        ([0.4, 0.4], 8, 22),  # far, twice
+        ([0.3, 0.3], 8, 0),  # tolerated are 0.15, and 0.35 would be far
+        ([0.25, 0.7], 8, 22),  # rising
+        ([0.7, 0.25], 8, 0),  # falling
+        ([0.4, 0.4], 5, 0),
+        ([0.4, 0.4, 0.5], 5, 23),  # of few prompts three steps are asked for,
+        ([0.6, 0.6], 5, 22),  # but not where half of the outcomes are bad
+        ([0.92, 0.05], 5, 0),
+    ],
+)
+def test_the_hard_limit_speaks_where_no_single_batch_leads(path: list[float], groups: int, first: int) -> None:
+    detector, spoke = over(path, groups=groups)
+    assert next(iter(spoke), 0) == first
+    if first:
+        assert detector.onset() == 21
+
+
+def test_the_hard_limit_names_who_moved_first() -> None:
+    detector, _ = over([0.4, 0.4])
+    assert detector.first_mover() == "truncated"
+
+
+@pytest.mark.parametrize(("stream", "speaks"), [("hazard", True), ("hazard:<a>", False), ("hazard@text", False)])
+def test_the_hard_limit_watches_sums_and_outcomes_but_no_single_token(stream: str, speaks: bool) -> None:
+    assert bool(over([0.6, 0.6], stream)[1]) is speaks
+
+
+@pytest.mark.parametrize(("level", "speaks"), [(0.049, False), (0.06, True)])
+def test_less_than_a_twentieth_is_no_jump(level: float, speaks: bool) -> None:
     detector = HardLimit()
-    held = [detector.update(t, [Observation("empty", level if t > 20 else 0.05, groups)]) for t in range(1, 31)]
-    assert all(e.log_e < e.log_bound for e in held)
+    held = [detector.update(t, [Observation("hazard", level if t > 20 else 1e-4, 8)]).log_e for t in range(1, 24)]
+    assert (max(held) >= 0) is speaks
 
 
 def test_the_hard_limit_lets_a_high_normal_be() -> None:

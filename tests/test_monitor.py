@@ -147,7 +147,7 @@ def test_a_fault_is_counted_logged_once_and_shown(tmp_path: Path, caplog: pytest
     assert sum("tea failed" in message for message in caplog.messages) == 1
     events = [(event.name, event.detail) for event in open_run(tmp_path / "run").events()]
     assert events == [
-        ("started", '{"max_steps": null, "fa_per_10k": 50.0}'),
+        ("started", '{"max_steps": null, "fa_per_10k": 10.0}'),
         ("fault", "tea: ZeroDivisionError: no cups"),
         ("mark", "intervention x"),
         ("failed", "faults: store 1, tea 3"),

@@ -68,7 +68,7 @@ class TrainConfig:
     """Supervised updates one application makes."""
     cooldown: int = 5
     """Steps between two applications while the alarm holds."""
-    fa_per_10k: float = 50.0
+    fa_per_10k: float = 10.0
     """False-alarm budget of the detector, per 10,000 steps."""
     probe_every: int = 25
     """Steps between two scorings of a fixed set of expert dialogues; 0 for never."""

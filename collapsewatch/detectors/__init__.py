@@ -11,8 +11,7 @@ from typing import Any
 from ..plugins import resolve
 from ..records import Alarm, Evidence, StepRecord, Tier
 from .base import Detector
-from .bets import Bets
-from .e_detector import BettingEDetector
+from .bets import Bets, Bettor
 from .policy import AlarmPolicy
 from .streams import Observed, StreamSpec, UnknownStream, spec
 
@@ -22,8 +21,8 @@ DETECTORS: dict[str, str] = {
     "health": "collapsewatch.detectors.health:HealthCheck",
     "watch": "collapsewatch.detectors.e_detector:WatchEDetector",
 }
-FA_PER_10K = 50.0
-"""False alarms per 10,000 steps that the e-detector may raise at most; 0.2 to 1.6 were measured."""
+FA_PER_10K = 10.0
+"""False alarms per 10,000 steps that the e-detector may raise at most: 50 found nothing earlier (docs/detection.md)."""
 
 __all__ = [
     "DETECTORS",
@@ -60,10 +59,10 @@ class Detection:
         self.policy = policy or AlarmPolicy()
         self.loud = [d for d in self.detectors if d.tier is Tier.ALARM]
         self._observed = Observed()
-        betting = [d for d in self.detectors if isinstance(d, BettingEDetector)]
+        betting = [d for d in self.detectors if isinstance(d, Bettor)]
         bets = Bets([d.null for d in betting])
-        for row, d in enumerate(betting):
-            d.share(bets, row)
+        for number, d in enumerate(betting):
+            d.share(bets, number)
         self.quiet = [(d, AlarmPolicy(Tier.WATCH)) for d in self.detectors if d.tier is Tier.WATCH]
 
     @property

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..records import Observation
-from .base import Drivers
+from .base import Detector, Drivers
 from .baseline import Index, SelfStartingBaseline
-from .streams import StreamSpec, StreamTable, ToleranceNull
+from .streams import Observed, StreamSpec, StreamTable, ToleranceNull
 
 FRACTIONS = np.array([[0.1], [0.3], [0.6], [0.9]])  # (L, 1); measured: one fraction alone costs 0.23 early recall
 GATE = 150.0  # a stream holding this much evidence, and rising, stops teaching its baseline
@@ -21,15 +21,29 @@ Null = Callable[[StreamSpec], ToleranceNull]
 """The tolerance that a detector grants a stream."""
 
 
+class Held(NamedTuple):
+    """A step beside what was usual and tolerated before it, of some streams (S)."""
+
+    seen: np.ndarray  # (S,) bool: observed on this step
+    known: np.ndarray  # (S,) bool: has a baseline
+    groups: np.ndarray  # (S,) prompt groups behind the value; 0 where it was not observed
+    level: np.ndarray  # (S,) last value
+    usual: np.ndarray  # (S,) baseline
+    tolerance: np.ndarray  # (S,)
+    floor: np.ndarray  # (S,) below it a difference means nothing
+
+
 class Bets:
     """The wealth of bets on streams (S) in fractions (L), for one null in each row (R).
 
-    Rows share what was observed and nothing else: each has a baseline of its own. A step that one row has taken
-    is there for the others, if they are given the same observations.
+    Rows share what was observed and nothing else: each has a baseline of its own. Each of the detectors that
+    look in names its null; those of one null look at one row. A step that one of them has taken is there for the
+    others, if they are given the same observations.
     """
 
-    def __init__(self, nulls: Sequence[Null]) -> None:
-        self.nulls = list(nulls)
+    def __init__(self, wanted: Sequence[Null]) -> None:
+        self.nulls = list(dict.fromkeys(wanted))
+        self.row = [self.nulls.index(null) for null in wanted]  # by detector
         self.clear()
 
     def clear(self) -> None:
@@ -59,17 +73,38 @@ class Bets:
         self.since[row] = 0.0
         self.baseline.reset(row)
 
-    def update(self, row: int, step: int, observations: Sequence[Observation]) -> tuple[float, Drivers]:
-        """A row's evidence after a step, and what it rests on."""
-        if observations is not self._taken or row not in self._waiting:
+    def take(self, detector: int, step: int, observations: Sequence[Observation]) -> None:
+        """Bet on a step, unless that was done for another of the detectors."""
+        if observations is not self._taken or detector not in self._waiting:
             self._update(step, observations)
-            self._taken, self._waiting = observations, set(range(len(self.nulls)))
-        self._waiting.discard(row)
+            self._taken, self._waiting = observations, set(range(len(self.row)))
+        self._waiting.discard(detector)
+
+    def evidence(self, row: int) -> tuple[float, Drivers]:
+        """A row's evidence after the last step, and what it rests on."""
         columns = (self._share[row], self._level, self._usual[row], self._tolerance[row])
         return float(self._total[row]), Drivers(self.table.names, *columns)
 
+    def reading(self, row: int, own: np.ndarray) -> Held:
+        """What the last step said of the streams `own`."""
+        at, places = self._at, self._places
+        seen = np.zeros(self.level.size, dtype=bool)
+        seen[at] = True
+        groups = np.zeros(self.level.size, dtype=np.int64)
+        groups[at] = self._observed.groups[places]
+        return Held(
+            seen[own],
+            self._known[row, own],
+            groups[own],
+            self._level[own],
+            self._before[row, own],
+            self._tolerance[row, own],
+            self.baseline.floor[row, own],
+        )
+
     def _update(self, step: int, observations: Sequence[Observation]) -> None:
-        at, y, _ = self.table.read(observations)
+        self._observed = Observed.of(observations)
+        at, y, places = self.table.read(self._observed)
         if len(self.table.specs) > self.level.size:
             self._fit()
         usual = self.baseline.values()
@@ -78,7 +113,8 @@ class Bets:
         self._level = self.level.copy()
         self._level[at] = y
         self.level = self._level
-        known = self.baseline.usable()[:, at]
+        self._at, self._places, self._before, self._known = at, places, usual, self.baseline.usable()
+        known = self._known[:, at]
         before = self.wealth[:, at].copy()
         self._bet(step, at, y / tolerance[:, at] - 1.0, None if np.count_nonzero(known) == known.size else known)
         after = self.wealth[:, at]
@@ -122,15 +158,23 @@ class Bets:
         self._abs = np.array([[null(s).abs for s in specs] for null in self.nulls])
         self._ratio = np.array([[null(s).ratio for s in specs] for null in self.nulls])
 
+    def beyond(self, row: int, also: np.ndarray) -> tuple[np.ndarray, Drivers]:
+        """The streams that lie beyond their tolerance, and those `also` (indices): (S,) bool, and what they hold."""
+        among = self._level > self._tolerance[row]
+        among[also] = True
+        part = np.where(among, self._weight * self.wealth[row], 0.0)
+        share = part / (part.sum() or 1.0)
+        return among, Drivers(self.table.names, share, self._level, self._usual[row], self._tolerance[row])
+
     def onset(self, row: int) -> int:
         """When what a row holds began, estimated; 0 when it holds nothing."""
         part = self._weight * self.held[row]  # (L, S)
         total = part.sum()
         return round(float((part * self.since[row]).sum() / total)) if total > 0 else 0
 
-    def first_mover(self, row: int, least: float) -> str:
-        """The stream whose bets began first, among those that hold more than `least`."""
-        moved = np.flatnonzero(self.wealth[row] > least)
+    def first_mover(self, row: int, among: np.ndarray) -> str:
+        """Of the streams `among` (S,) bool, the one whose bets began first; '' where none holds any."""
+        moved = np.flatnonzero(among & (self.wealth[row] > 0))
         if not moved.size:
             return ""
         held = self.held[row][:, moved]
@@ -155,3 +199,41 @@ class Bets:
             getattr(self, name)[row] = np.array(state[name], dtype=np.float64).reshape(getattr(self, name)[row].shape)
         self.level = np.array(state["level"], dtype=np.float64)
         self._taken, self._waiting = None, set()
+
+
+class Bettor(Detector):
+    """A detector that looks at bets; several of one run share them, so that a step is read once.
+
+    Alone or together they hold the same: whatever one of them does to a row, the others of that row do, too.
+    """
+
+    def __init__(self) -> None:
+        self.bets, self.number = Bets([self.null]), 0
+
+    @staticmethod
+    def null(spec: StreamSpec) -> ToleranceNull:
+        """The tolerance this detector grants a stream."""
+        return spec.null
+
+    @property
+    def row(self) -> int:
+        return self.bets.row[self.number]
+
+    def share(self, bets: Bets, number: int) -> None:
+        """Look at bets that others look at: this is detector `number` of them."""
+        self.bets, self.number = bets, number
+
+    def reset(self) -> None:
+        self.bets.reset(self.row)
+
+    def forget(self) -> None:
+        self.bets.forget(self.row)
+
+    def mark_event(self, step: int, name: str) -> None:
+        self.bets.baseline.restart(self.row)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.bets.state_dict(self.row)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.bets.load_state_dict(self.row, state)

@@ -11,17 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import log
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from ..records import Evidence, Observation, Tier
-from .base import NOTHING, Detector
-from .bets import Bets
+from .base import NOTHING
+from .bets import Bettor
 from .streams import StreamSpec, ToleranceNull
 
 MOVED = 20.0  # evidence that makes a stream count as moved when the first mover is sought
 
 
-class BettingEDetector(Detector):
+class BettingEDetector(Bettor):
     """Mixture betting e-detector over all streams; alarms at `log(10_000 / fa_per_10k)`.
 
     >>> BettingEDetector(fa_per_10k=50).log_bound == log(200)
@@ -33,33 +33,16 @@ class BettingEDetector(Detector):
     def __init__(self, fa_per_10k: float = 50.0) -> None:
         if not 0 < fa_per_10k <= 10_000:
             raise ValueError(f"fa_per_10k: got {fa_per_10k}, expected more than 0 and at most 10000")
+        super().__init__()
         self.log_bound = log(10_000.0 / fa_per_10k)
-        self.bets, self.row = Bets([self.null]), 0
 
     @classmethod
     def from_budget(cls, fa_per_10k: float) -> Self:
         return cls(fa_per_10k)
 
-    @staticmethod
-    def null(spec: StreamSpec) -> ToleranceNull:
-        """The tolerance this detector grants a stream."""
-        return spec.null
-
-    def share(self, bets: Bets, row: int) -> None:
-        """Bet in a row of bets that others bet in too: one pass over a step for all of them."""
-        self.bets, self.row = bets, row
-
-    def reset(self) -> None:
-        self.bets.reset(self.row)
-
-    def forget(self) -> None:
-        self.bets.forget(self.row)
-
-    def mark_event(self, step: int, name: str) -> None:
-        self.bets.baseline.restart(self.row)
-
     def update(self, step: int, observations: Sequence[Observation]) -> Evidence:
-        total, rows = self.bets.update(self.row, step, observations)
+        self.bets.take(self.number, step, observations)
+        total, rows = self.bets.evidence(self.row)
         log_e = max(NOTHING, log(total)) if total > 0 else NOTHING
         return Evidence(step, self.name, log_e, self.log_bound, rows)
 
@@ -67,13 +50,7 @@ class BettingEDetector(Detector):
         return self.bets.onset(self.row)
 
     def first_mover(self) -> str:
-        return self.bets.first_mover(self.row, MOVED)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.bets.state_dict(self.row)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.bets.load_state_dict(self.row, state)
+        return self.bets.first_mover(self.row, self.bets.wealth[self.row] > MOVED)
 
 
 class WatchEDetector(BettingEDetector):

@@ -1,108 +1,133 @@
-"""The hard limit: a third to a half of the outcomes are bad, and twice as many as normal."""
+"""The hard limit: two steps in a row far beyond what is tolerated, or half of the outcomes bad."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import log
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ..records import Evidence, Observation
-from .base import NOTHING, Detector, Drivers
-from .baseline import SelfStartingBaseline, indices
-from .streams import BAD_OUTCOMES, StreamTable
+from ..records import Driver, Evidence, Observation
+from .base import NOTHING
+from .bets import Bettor, Held
+from .streams import BAD_OUTCOMES, StreamSpec
+
+_WATCHED = frozenset({"total", "outcome", "legal"})  # of tokens, slots and cells there are many: one is high by chance
+_LAST, _BEFORE, _MOST = range(3)  # rows of `past`
 
 
-class HardLimit(Detector):
-    """Speaks on two steps in a row with `level` or more, or `many` where `min_groups` prompts or more were asked.
+class HardLimit(Bettor):
+    """Speaks when a stream goes where no single batch takes it, however short the evidence.
 
-    With so many prompts one step of `alone` or more is enough. `log_e` is the log of how many times the limit
-    `max(level, ratio x baseline)` is reached; the bound is 0. It stands outside the false-alarm bound. On 40,000
-    simulated healthy steps these levels made no false alarm, one step at 0.5 eight (docs/measurements.md).
+    Three ways to get there. *Far*: `times` what is tolerated, on two steps in a row, or three where fewer than
+    `min_groups` prompts were asked. *Rising*: beyond what is tolerated, then `faster` times as much again, and the
+    geometric mean of both is `times` what is tolerated. *Most*: a bad outcome at `level` and at `ratio` times normal,
+    on two steps in a row, or at `alone` on one. Less than `least` is neither far nor rising.
+
+    `log_e` is the log of how many times the nearest limit is reached; the bound is 0. It stands outside the
+    false-alarm budget; what it costs and what it finds is measured in docs/detection.md.
     """
 
     name: ClassVar[str] = "hard_limit"
     log_bound: ClassVar[float] = 0.0
 
     def __init__(
-        self, level: float = 0.5, many: float = 0.35, alone: float = 0.75, ratio: float = 2.0, min_groups: int = 8
+        self,
+        times: float = 2.25,
+        faster: float = 1.5,
+        least: float = 0.05,
+        level: float = 0.5,
+        alone: float = 0.9,
+        ratio: float = 2.0,
+        min_groups: int = 6,
     ) -> None:
-        self.few, self.many, self.alone = level, many, alone
-        self.ratio, self.min_groups = ratio, min_groups
-        self.reset()
+        super().__init__()
+        self.far, self.faster = log(times), log(faster)
+        self.least, self.level, self.alone, self.ratio, self.min_groups = least, level, alone, ratio, min_groups
+        self._clear()
+
+    def _clear(self) -> None:
+        self.own = np.zeros(0, dtype=np.intp)  # (W,) the streams that are watched
+        self.outcome = np.zeros(0, dtype=bool)  # (W,)
+        # (3, W) log excess: over the tolerance, a step ago and two; over `level`, a step ago
+        self.past = np.zeros((3, 0))
+        self.since = np.zeros(0, dtype=np.int64)  # (W,) since when what is tolerated has been exceeded; 0: it is not
+        self._onset, self._mover, self._streams = 0, "", 0
 
     def reset(self) -> None:
-        self.table = StreamTable(only=BAD_OUTCOMES)
-        self.baseline = SelfStartingBaseline()
-        self.level = np.zeros(0)  # (S,) last value
-        self.before = np.zeros(0)  # (S,) log excess one step before
-        self.since = np.zeros(0, dtype=np.int64)  # (S,) first step of the present streak over the limit
-        self._onset = 0
+        super().reset()
+        self._clear()
 
     def forget(self) -> None:
-        self.before[:] = NOTHING
-
-    def mark_event(self, step: int, name: str) -> None:
-        self.baseline.restart(0)
+        super().forget()
+        self.past[:] = NOTHING
 
     def update(self, step: int, observations: Sequence[Observation]) -> Evidence:
-        at, y, places = self.table.read(observations)
-        n = np.array([observations[i].n for i in places.tolist()], dtype=np.int64)
+        self.bets.take(self.number, step, observations)
         self._fit()
-        # A rate that starts high is the health check's business: without a baseline nothing is a jump.
-        known = self.baseline.usable()[0, at]
-        enough = n >= self.min_groups
-        limit = np.full(self.level.size, self.few)
-        limit[at] = np.where(enough, self.many, self.few)
-        limit = np.maximum(limit, self.ratio * self.baseline.values()[0])
-        excess = np.log(np.maximum(y, 1e-6) / limit[at])
-        over = known & (excess >= 0)
-        certain = enough & (y >= self.alone)
-        held = np.where(certain, excess, np.minimum(excess, self.before[at]))
-        held = np.maximum(np.where(known, held, NOTHING), NOTHING)
-        self.since[at] = np.where(self.before[at] >= 0, self.since[at], step)
-        self.before[at] = np.where(known, excess, NOTHING)
-        self.level[at] = y
-        self.baseline.update(at, y, over[None])
-        speaks = indices(at, self.level.size)[held >= 0]
-        share = np.zeros(self.level.size)
-        if speaks.size:
+        now = self.bets.reading(self.row, self.own)
+        limit = np.maximum(self.level, self.ratio * now.usual)
+        beyond, most = self._excess(now, limit)
+        last, before = self.past[_LAST], self.past[_BEFORE]
+        enough = now.groups >= self.min_groups
+        far = np.minimum(np.minimum(beyond, last), np.where(enough, beyond, before)) - self.far
+        rising = enough & (last >= 0) & (beyond - last >= self.faster)
+        steep = np.where(rising, (beyond + last) / 2 - self.far, NOTHING)
+        certain = enough & (now.level >= self.alone)
+        held = np.maximum(np.maximum(far, steep), np.where(certain, most, np.minimum(most, self.past[_MOST])))
+        held = np.maximum(np.where(now.seen, held, NOTHING), NOTHING)
+        over = now.known & (now.level > now.tolerance) | (most >= 0)
+        self.since = np.where(now.seen, np.where(over, np.where(self.since, self.since, step), 0), self.since)
+        self.past = np.where(now.seen, np.stack([beyond, last, most]), self.past)
+        self._mover = ""
+        rows: Sequence[Driver] = ()
+        speaks = held >= 0
+        if speaks.any():
             self._onset = int(self.since[speaks].min())
-            share[speaks] = self.level[speaks] / self.level[speaks].sum()
-        rows = Drivers(self.table.names, share, self.level.copy(), self.baseline.values()[0], limit)
+            among, rows = self.bets.beyond(self.row, self.own[speaks])
+            self._mover = self.bets.first_mover(self.row, among)
         return Evidence(step, self.name, float(held.max(initial=NOTHING)), self.log_bound, rows)
+
+    def _excess(self, now: Held, limit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The logs of how many times tolerance and `limit` are reached, (W,) each."""
+        beyond = np.log((now.level + now.floor) / (now.tolerance + now.floor))
+        most = np.log(np.maximum(now.level, 1e-6) / limit)
+        # A rate that starts high is the health check's business: without a baseline nothing is a jump.
+        beyond = np.where(now.known & (now.level >= self.least), beyond, NOTHING)
+        return beyond, np.maximum(np.where(now.known & self.outcome, most, NOTHING), NOTHING)
 
     def onset(self) -> int:
         return self._onset
 
     def first_mover(self) -> str:
-        running = np.flatnonzero(self.before >= 0)
-        return self.table.specs[int(running[np.argmin(self.since[running])])].name if running.size else ""
+        return self._mover
 
     def _fit(self) -> None:
-        new = len(self.table.specs) - self.level.size
-        if new:
-            self.baseline.grow(self.table.floors[-new:])
-            self.level = np.concatenate([self.level, np.zeros(new)])
-            self.before = np.concatenate([self.before, np.full(new, NOTHING)])
-            self.since = np.concatenate([self.since, np.zeros(new, dtype=np.int64)])
+        """Watch the streams that have joined."""
+        specs = self.bets.table.specs
+        if len(specs) == self._streams:
+            return
+        new = [i for i in range(self._streams, len(specs)) if _watched(specs[i])]
+        self.own = np.concatenate([self.own, np.array(new, dtype=np.intp)])
+        self.outcome = np.array([specs[i].name in BAD_OUTCOMES for i in self.own.tolist()], dtype=bool)
+        self.past = np.concatenate([self.past, np.full((3, len(new)), NOTHING)], axis=1)
+        self.since = np.concatenate([self.since, np.zeros(len(new), dtype=np.int64)])
+        self._streams = len(specs)
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            **self.table.state_dict(),
-            "baseline": self.baseline.state_dict(0),
-            "level": self.level.tolist(),
-            "before": self.before.tolist(),
-            "since": self.since.tolist(),
-            "onset": self._onset,
-        }
+        self._fit()  # others may have seen streams that this one was not asked about
+        own = {"past": self.past.tolist(), "over": self.since.tolist(), "onset": self._onset, "mover": self._mover}
+        return super().state_dict() | own
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.reset()
-        self.table.load_state_dict(state)
+        super().load_state_dict(state)
+        self._clear()
         self._fit()
-        self.baseline.load_state_dict(0, state["baseline"])
-        self.level = np.array(state["level"], dtype=np.float64)
-        self.before = np.array(state["before"], dtype=np.float64)
-        self.since = np.array(state["since"], dtype=np.int64)
-        self._onset = state["onset"]
+        self.past = np.array(state["past"], dtype=np.float64).reshape(self.past.shape)
+        self.since = np.array(state["over"], dtype=np.int64)
+        self._onset, self._mover = state["onset"], state["mover"]
+
+
+def _watched(spec: StreamSpec) -> bool:
+    return spec.weight_group in _WATCHED

@@ -154,6 +154,10 @@ class Observed(tuple[Observation, ...]):
     def values(self) -> np.ndarray:
         return np.array([o.value for o in self], dtype=np.float64)
 
+    @cached_property
+    def groups(self) -> np.ndarray:
+        return np.array([o.n for o in self], dtype=np.int64)
+
 
 class Reading(NamedTuple):
     """What a step says: streams by index (a slice for all of them), values in [0, 1], places of the observations."""
