@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 SPLITS = {"train": 1, "test": 2, "stress": 3, "fresh_stress": 5, "fresh": 6}
-"""First number of each seed. `train` is for tuning; the fresh ones were looked at once: a new claim needs new numbers."""
+"""First number of each seed. `train` is for tuning; `fresh` was looked at on 2026-11-26: a claim needs new ones."""
 
 COLLAPSES = ("instant", "spike", "drift", "relapse", "eos_empty", "repeat", "pollution", "eos_starve")
 """Collapses of structure."""

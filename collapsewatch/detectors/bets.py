@@ -85,6 +85,11 @@ class Bets:
         columns = (self._share[row], self._level, self._usual[row], self._tolerance[row])
         return float(self._total[row]), Drivers(self.table.names, *columns)
 
+    def exceeds(self, row: int, own: np.ndarray, level: float) -> bool:
+        """Does any of the streams `own` lie beyond what is tolerated, or at `level`?"""
+        now = self._level[own]
+        return bool((now >= np.minimum(self._tolerance[row, own], level)).any())
+
     def reading(self, row: int, own: np.ndarray) -> Held:
         """What the last step said of the streams `own`."""
         at, places = self._at, self._places

@@ -25,7 +25,7 @@ class HardLimit(Bettor):
     geometric mean of both is `times` what is tolerated. *Most*: a bad outcome at `level` and at `ratio` times normal,
     on two steps in a row, or at `alone` on one. Less than `least` is neither far nor rising.
 
-    `log_e` is the log of how many times the nearest limit is reached; the bound is 0. It stands outside the
+    `log_e` is the log of how many times a limit is reached that is, and the bound 0. It stands outside the
     false-alarm budget; what it costs and what it finds is measured in docs/detection.md.
     """
 
@@ -54,6 +54,7 @@ class HardLimit(Bettor):
         self.past = np.zeros((3, 0))
         self.since = np.zeros(0, dtype=np.int64)  # (W,) since when what is tolerated has been exceeded; 0: it is not
         self._onset, self._mover, self._streams = 0, "", 0
+        self._calm = True  # no stream was beyond anything on the last three steps
 
     def reset(self) -> None:
         super().reset()
@@ -66,6 +67,8 @@ class HardLimit(Bettor):
     def update(self, step: int, observations: Sequence[Observation]) -> Evidence:
         self.bets.take(self.number, step, observations)
         self._fit()
+        if self._calm and not self.bets.exceeds(self.row, self.own, self.level):
+            return Evidence(step, self.name, NOTHING, self.log_bound, ())
         now = self.bets.reading(self.row, self.own)
         limit = np.maximum(self.level, self.ratio * now.usual)
         beyond, most = self._excess(now, limit)
@@ -76,10 +79,11 @@ class HardLimit(Bettor):
         steep = np.where(rising, (beyond + last) / 2 - self.far, NOTHING)
         certain = enough & (now.level >= self.alone)
         held = np.maximum(np.maximum(far, steep), np.where(certain, most, np.minimum(most, self.past[_MOST])))
-        held = np.maximum(np.where(now.seen, held, NOTHING), NOTHING)
+        held = np.where(now.seen, np.maximum(held, NOTHING), NOTHING)
         over = now.known & (now.level > now.tolerance) | (most >= 0)
         self.since = np.where(now.seen, np.where(over, np.where(self.since, self.since, step), 0), self.since)
         self.past = np.where(now.seen, np.stack([beyond, last, most]), self.past)
+        self._calm = not self.since.any() and float(self.past.max(initial=NOTHING)) == NOTHING
         self._mover = ""
         rows: Sequence[Driver] = ()
         speaks = held >= 0
@@ -90,12 +94,12 @@ class HardLimit(Bettor):
         return Evidence(step, self.name, float(held.max(initial=NOTHING)), self.log_bound, rows)
 
     def _excess(self, now: Held, limit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The logs of how many times tolerance and `limit` are reached, (W,) each."""
+        """The logs of how many times tolerance and `limit` are reached, (W,) each; `NOTHING` where they are not."""
         beyond = np.log((now.level + now.floor) / (now.tolerance + now.floor))
         most = np.log(np.maximum(now.level, 1e-6) / limit)
         # A rate that starts high is the health check's business: without a baseline nothing is a jump.
-        beyond = np.where(now.known & (now.level >= self.least), beyond, NOTHING)
-        return beyond, np.maximum(np.where(now.known & self.outcome, most, NOTHING), NOTHING)
+        beyond = np.where(now.known & (beyond >= 0) & (now.level >= self.least), beyond, NOTHING)
+        return beyond, np.where(now.known & (most >= 0) & self.outcome, most, NOTHING)
 
     def onset(self) -> int:
         return self._onset
@@ -118,7 +122,7 @@ class HardLimit(Bettor):
     def state_dict(self) -> dict[str, Any]:
         self._fit()  # others may have seen streams that this one was not asked about
         own = {"past": self.past.tolist(), "over": self.since.tolist(), "onset": self._onset, "mover": self._mover}
-        return super().state_dict() | own
+        return super().state_dict() | own | {"calm": self._calm}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
@@ -126,7 +130,7 @@ class HardLimit(Bettor):
         self._fit()
         self.past = np.array(state["past"], dtype=np.float64).reshape(self.past.shape)
         self.since = np.array(state["over"], dtype=np.int64)
-        self._onset, self._mover = state["onset"], state["mover"]
+        self._onset, self._mover, self._calm = state["onset"], state["mover"], state["calm"]
 
 
 def _watched(spec: StreamSpec) -> bool:
