@@ -169,7 +169,7 @@ class Bets:
         among[also] = True
         part = np.where(among, self._weight * self.wealth[row], 0.0)
         share = part / (part.sum() or 1.0)
-        return among, Drivers(self.table.names, share, self._level, self._usual[row], self._tolerance[row])
+        return among, Drivers(self.table.names, share, self._level, self._before[row], self._tolerance[row])
 
     def onset(self, row: int) -> int:
         """When what a row holds began, estimated; 0 when it holds nothing."""
