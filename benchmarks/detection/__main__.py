@@ -34,6 +34,7 @@ def ourselves(data: field.Field) -> dict[str, Any]:
     found = [ours.watch(run) for run in data.runs()]
     steps = [f.step for f in found]
     rows = {"collapsewatch": steps, "the same, events marked": [f.marked for f in found]}
+    rows["the same, bound 50"] = [f.wide for f in found]
     rows["the same, without probabilities"] = [f.outcomes for f in found]
     content = [s >= t.plan.onset for t, s in zip(data.truths, steps, strict=True) if t.plan.kind == "content"]
     bounds = {b: score(data.truths, [f.bounds[i] for f in found]) for i, b in enumerate(ours.BOUNDS)}

@@ -32,6 +32,7 @@ class Found:
 
     alarm: Alarm | None  # all detectors, default budget
     marked: int  # the same with the data changes announced
+    wide: int  # all detectors, a budget of 50
     outcomes: int  # the same without any probability
     bounds: tuple[int, ...]  # the e-detector alone at `BOUNDS`
 
@@ -77,7 +78,9 @@ def watch(run: Run) -> Found:
         replace(r, observations=tuple(o for o in r.observations if spec(o.stream).kind == "rate")) for r in records
     )
     outcomes = first_alarm(rates)
-    return Found(alarm, marked.step if marked else 0, outcomes.step if outcomes else 0, crossings(records))
+    wide = first_alarm(records, fa_per_10k=50.0)
+    steps = (found.step if found else 0 for found in (marked, wide, outcomes))
+    return Found(alarm, *steps, crossings(records))
 
 
 def attribution(truths: Sequence[Truth], found: Sequence[Found]) -> dict[str, Any]:
