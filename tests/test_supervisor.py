@@ -26,6 +26,7 @@ from collapsewatch.interventions.erroneous import LEAST_WARMUP, Erroneous
 from collapsewatch.interventions.sft import TokenRow, collate, sft_update
 from collapsewatch.queries import find_runs, open_run
 from collapsewatch.records import Alarm, Applied, Driver, Observation, StepRecord, Tier
+from collapsewatch.schedules import Triggered
 from collapsewatch.supervisor import Supervisor
 
 pytestmark = pytest.mark.usefixtures("one_path")
@@ -79,7 +80,7 @@ def drive(supervisor: Supervisor, states: str) -> list[Applied]:
 
 def test_it_acts_at_once_and_again_while_the_alarm_holds() -> None:
     tally = Tally()
-    rows = drive(Supervisor(tally, cooldown=3), "..w.Ahhhhhhh....Ah..")
+    rows = drive(Supervisor(tally, Triggered(3)), "..w.Ahhhhhhh....Ah..")
     assert tally.acted == [5, 8, 11, 17]
     assert tally.observed == [(step, [{"task": step}]) for step in range(1, 21)]
     assert [(r.step, r.status, r.trigger_step) for r in rows] == [
@@ -98,12 +99,12 @@ def test_it_acts_at_once_and_again_while_the_alarm_holds() -> None:
 
 def test_a_new_alarm_within_the_cooldown_waits_for_its_end() -> None:
     tally = Tally()
-    drive(Supervisor(tally, cooldown=5), "Ah.Ahhhh..")
+    drive(Supervisor(tally, Triggered(5)), "Ah.Ahhhh..")
     assert tally.acted == [1, 6]
 
 
 def test_the_effect_tells_before_from_after() -> None:
-    applied, effect = drive(Supervisor(Tally(), cooldown=9), "..A..")
+    applied, effect = drive(Supervisor(Tally(), Triggered(9)), "..A..")
     assert applied.detail == {"updates": 1, "before": {"polluted": 0.03, "reward": 0.97}}
     streams = {"polluted": {"before": 0.03, "after": 0.04}, "reward": {"before": 0.97, "after": 0.96}}
     assert effect.detail == {"applied_step": 3, "streams": streams}
@@ -112,13 +113,13 @@ def test_the_effect_tells_before_from_after() -> None:
 def test_what_cannot_act_is_skipped_with_the_reason() -> None:
     tally = Tally()
     tally.idle = True
-    rows = drive(Supervisor(tally, cooldown=2), "Ahhh")
+    rows = drive(Supervisor(tally, Triggered(2)), "Ahhh")
     assert [(r.step, r.status, r.detail) for r in rows] == [
         (1, "skipped", {"reason": "idle"}),
         (3, "skipped", {"reason": "idle"}),
     ]
     with pytest.raises(ValueError, match="cooldown: got 0"):
-        Supervisor(tally, cooldown=0)
+        Triggered(0)
 
 
 # -- supervised updates ------------------------------------------------------------------------------------
@@ -238,7 +239,7 @@ def closed_loop(
         "save_strategy": "no",
         "disable_tqdm": True,
     }
-    callback = CollapseCallback(tmp_path, name, intervention=intervention, expert=expert, cooldown=20)
+    callback = CollapseCallback(tmp_path, name, intervention=intervention, schedule=Triggered(20), expert=expert)
     trainer = GRPOTrainer(
         model=str(answering),
         reward_funcs=plain,

@@ -27,6 +27,7 @@ from collapsewatch.interventions.base import Intervention, PromptRow
 from collapsewatch.interventions.sft import TokenRow
 from collapsewatch.plugins import resolve
 from collapsewatch.records import Alarm, Applied, StepRecord
+from collapsewatch.schedules import Triggered
 
 from .config import ConfigError, TrainConfig
 from .dialogues import Renderer
@@ -103,7 +104,7 @@ def train(config: TrainConfig, on_record: OnRecord | None = None) -> Path:
         fa_per_10k=config.fa_per_10k,
         intervention=_intervention(config),
         expert=expert,
-        cooldown=config.cooldown,
+        schedule=Triggered(config.cooldown),
         probes=_probes(config, environment, renderer, bound) if config.probe_every else (),
         probe_every=max(config.probe_every, 1),
         config=config.to_toml(),
