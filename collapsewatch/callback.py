@@ -151,7 +151,8 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
             self.monitor,
             keep_text=self._keep_text,
             keep_tokens=self._keep_tokens,
-            failures=self._supervisor is not None,
+            failures=self._loop is not None,
+            with_text=self._loop is not None and self._loop.wants_text,
         )
         if self._loop is not None:
             self._loop.watch(self.monitor)

@@ -47,6 +47,7 @@ class ClosedLoop:
         if self._adds and probe is None:
             raise ValueError(f"intervention {act.name}: got an LM head that cannot be read, expected one that is whole")
         self._guides: bool = act.guides_rollouts
+        self.wants_text: bool = act.wants_text
         if self._guides and not getattr(training.trainer, "serves_guides", False):
             raise ValueError(
                 f"intervention {act.name}: got {type(training.trainer).__name__}, whose rollouts nobody can guide, "
@@ -87,7 +88,7 @@ class ClosedLoop:
             return
         malformed = self._malformed(result["completion_ids"], _own(result)).to(result["advantages"].device)
         self.supervisor.intervention.advantages(
-            Generation(result["advantages"], malformed, trainer.num_generations, trainer.accelerator.gather)
+            Generation(result["advantages"], malformed, trainer.num_generations), self.training
         )
 
     def before_loss(self, training: bool) -> None:

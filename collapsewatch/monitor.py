@@ -134,7 +134,8 @@ class Monitor:
             self.store.log_applied(applied)
         if applied.status in ("applied", "begin") and applied.step:
             # While an alarm stands nothing starts again: what is broken is no new normal.
-            if self.state == "ok" and (self._applied is None or applied.step - self._applied > SERIES):
+            asked = self.state != "ok" or applied.trigger_step  # a rollback has ended its alarm by itself
+            if not asked and (self._applied is None or applied.step - self._applied > SERIES):
                 self.mark(f"intervention {applied.name}")
             self._applied = applied.step
 

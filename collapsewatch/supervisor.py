@@ -149,8 +149,8 @@ class Supervisor:
             detail = {**detail, **more}
         yield self._row(step, status, detail)
         problems, self.intervention.problems = self.intervention.problems, []
-        for problem in problems:
-            yield self._row(step, "failed", problem)
+        for status, detail in problems:
+            yield self._row(step, status, detail)
 
     def _levels(self, record: StepRecord, alarmed: bool) -> dict[str, float]:
         """The streams that drove the alarm, all of them without one, with `parse_failure` and the reward."""

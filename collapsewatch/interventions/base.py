@@ -21,7 +21,9 @@ PromptRow = Mapping[str, Any]
 Expert = Callable[[Sequence[PromptRow]], Sequence[TokenRow]]
 """Rows of the dataset -> expert dialogues that solve them, as token ids."""
 ROLLOUT = "collapsewatch_rollout"
-"""Key of a failed prompt's row under which the text of one failed rollout stands, where `wants_text`."""
+"""Key of a failed prompt's row under which one failed rollout stands, where `wants_text`: its `Piece`s."""
+Piece = tuple[bool, str]
+"""A stretch of a rollout: whether the model wrote it, and its text."""
 
 
 class Detector(Protocol):
@@ -78,13 +80,12 @@ class Generation:
     """What one rank has just generated and scored: B rollouts, whole groups of `generations` across all ranks.
 
     `advantages` (B,) or (B, C) may be changed in place; `malformed` (B,) is the share of a rollout's turns that are
-    polluted or collapsed; `gather` puts a tensor of every rank's rows together, in order.
+    polluted or collapsed.
     """
 
     advantages: torch.Tensor
     malformed: torch.Tensor
     generations: int
-    gather: Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,8 @@ class Intervention(ABC):
 
     `schedules`: those it makes sense under, the usual one first. `standing`: switched on and off, rather than acting.
     `guides_rollouts`: needs a trainer whose rollouts can be guided (`serves_guides`). `wants_text`: failed prompts
-    come with the text of a failed rollout. `problems`: what went wrong on the side; each becomes a `failed` row.
+    come with the text of a failed rollout. `problems`: what went wrong on the side, each a row of its own: its status
+    and detail.
     """
 
     name: ClassVar[str]
@@ -121,7 +123,7 @@ class Intervention(ABC):
     standing: ClassVar[bool] = False
     guides_rollouts: ClassVar[bool] = False
     wants_text: ClassVar[bool] = False
-    problems: list[dict[str, Any]]
+    problems: list[tuple[str, dict[str, Any]]]
 
     def __new__(cls, *args: Any, **knobs: Any) -> Intervention:
         made = super().__new__(cls)
@@ -157,7 +159,7 @@ class Intervention(ABC):
         """While on: how rollout number `member` of the group of a dataset `row` is to be sampled."""
         return FREE
 
-    def advantages(self, batch: Generation) -> None:  # noqa: B027
+    def advantages(self, batch: Generation, training: Training) -> None:  # noqa: B027
         """While on: change the advantages of what was just generated, in place."""
 
     def loss(self, batch: Forward, training: Training) -> torch.Tensor | None:
