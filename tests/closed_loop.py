@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def save_answering(tokenizer: Any, path: Path) -> None:
 
 
 class Sabotage(TrainerCallback):
-    """After step `at`, says `</tool_call>` where it said `o`; notes learning rates, Adam's state, and weights."""
+    """After step `at`, says `</tool_call>` where it said `o`; notes rates, weights and Adam's state as of every step."""
 
     def __init__(self, tokenizer: Any, at: int) -> None:
         self.swap = tokenizer.convert_tokens_to_ids(["o", "</tool_call>"])
@@ -62,15 +62,20 @@ class Sabotage(TrainerCallback):
         self.trainer: Any = None
         self.callback: Any = None
         self.rates: dict[int, float] = {}
+        self.factors: dict[int, float] = {}
         self.moments: dict[int, int] = {}
         self.weights: dict[int, str] = {}
+        self.adam: dict[int, str] = {}
         self.faults: dict[str, int] = {}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         step = state.global_step
-        self.rates[step] = self.trainer.optimizer.param_groups[0]["lr"] / self.trainer.lr_scheduler.get_last_lr()[0]
-        self.moments[step] = len(self.trainer.optimizer.optimizer.state)
-        self.weights[step] = digest(self.trainer.model)
+        self.rates[step] = self.trainer.optimizer.param_groups[0]["lr"]
+        self.factors[step] = self.rates[step] / self.trainer.lr_scheduler.get_last_lr()[0]
+        held = self.trainer.optimizer.optimizer.state
+        self.moments[step] = len(held)
+        self.weights[step] = digest(self.trainer.model.parameters())
+        self.adam[step] = digest(held[p][key] for p in self.trainer.model.parameters() if p in held for key in _ADAM)
         if step == self.at:
             with torch.no_grad():
                 weight = self.trainer.model.lm_head.weight
@@ -138,6 +143,9 @@ def closed_loop(
     return sabotage
 
 
-def digest(model: Any) -> str:
-    """Of every bit of the weights."""
-    return hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
+_ADAM = ("exp_avg", "exp_avg_sq", "step")
+
+
+def digest(values: Iterable[torch.Tensor]) -> str:
+    """Of every bit of some tensors."""
+    return hashlib.sha256(b"".join(value.detach().numpy().tobytes() for value in values)).hexdigest()

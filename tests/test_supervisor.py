@@ -161,7 +161,7 @@ def test_erroneous_brings_a_broken_model_back(tmp_path: Path, answering: Path) -
     assert sabotage.moments[first.step] == 0 < sabotage.moments[first.step - 1]
     back = {s: (s - first.step + 1) / (LEAST_WARMUP + 1) for s in range(first.step, 24)}
     expected = {s: min(back.get(s, 1.0), 1.0) for s in range(1, 24)}
-    assert {s: sabotage.rates[s] for s in expected} == pytest.approx(expected)
+    assert {s: sabotage.factors[s] for s in expected} == pytest.approx(expected)
 
 
 def test_without_it_the_model_stays_broken(tmp_path: Path, answering: Path) -> None:
@@ -228,7 +228,7 @@ if os.environ["RANK"] == "1":
 erroneous = Erroneous(learning_rate=1e-2, updates=20)
 sabotage = closed_loop(folder, answering, erroneous, Triggered(20), None, per_device_train_batch_size=16)
 of = sabotage.trainer.accelerator
-said = [digest(sabotage.trainer.model), of.num_processes, sabotage.rates, sabotage.moments, sabotage.faults]
+said = [digest(sabotage.trainer.model.parameters()), of.num_processes, sabotage.factors, sabotage.moments, sabotage.faults]
 (folder / f"rank{of.process_index}.json").write_text(json.dumps(said))
 
 (folder / "others").mkdir(exist_ok=True)
@@ -239,7 +239,7 @@ for name in ("control_clamp", "advantage_penalty", "kl_anchor", "rollback", "ref
     done = closed_loop(
         folder / "others", answering, name, schedule, name, per_device_train_batch_size=16, max_steps=16
     )
-    said[name] = [digest(done.trainer.model), done.faults]
+    said[name] = [digest(done.trainer.model.parameters()), done.faults]
 (folder / f"others{of.process_index}.json").write_text(json.dumps(said))
 """
 
