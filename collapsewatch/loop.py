@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 
+from .database import first_line
 from .formats.bound import BoundFormat
 from .interventions.base import Forward, Generation, Guide, Intervention, PromptRow, Training
 from .monitor import Monitor
@@ -124,7 +125,7 @@ class ClosedLoop:
         except FileNotFoundError:
             pass
         except Exception as error:  # a file that is broken, or holds rows that nobody may unpickle
-            _log.warning("collapsewatch: the supervisor's state in %s is left out: %s", folder, error)
+            _log.warning("collapsewatch: the supervisor's state in %s is left out: %s", folder, first_line(error))
         found = [state is not None]
         if all(gather_object(found) if self.training.ranks > 1 else found) and state is not None:
             self.supervisor.load_state_dict(state, self.training)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -40,12 +41,13 @@ class Supervisor:
         self._before: dict[str, float] = {}  # levels before the act, until its effect is measured
         self._began: dict[str, float] = {}  # the same, until a standing one is switched off
         self._pending = False
+        self._resumed = False
 
     def start(self, step: int, training: Training) -> Iterator[Applied]:
         """As a training begins, or goes on at `step`: what is to be done before its next step."""
         if step == 0:
             self.intervention.healthy(0, training)
-        if step == 0 or self.intervention.standing:
+        if step == 0 or (self.intervention.standing and not self._resumed):
             yield from self._decide(StepRecord(step, 0.0), False, training)
 
     def step(
@@ -84,9 +86,10 @@ class Supervisor:
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training needs: plain values, and tensors of the intervention."""
         kept = {name: getattr(self, name) for name in _KEPT}
-        alarm = None if self.alarm is None else {**asdict(self.alarm), "tier": str(self.alarm.tier)}
-        named = {"name": self.intervention.name, "schedule": self.schedule.name}
-        return {**kept, **named, "alarm": alarm, "intervention": self.intervention.state_dict()}
+        alarm = None if self.alarm is None else asdict(self.alarm)
+        own = {**kept, "name": self.intervention.name, "schedule": self.schedule.name, "alarm": alarm}
+        # JSON makes plain values of ours, such as streams that are named by an enumeration's members.
+        return {**json.loads(json.dumps(own)), "intervention": self.intervention.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any], training: Training) -> None:
         """Continue where `state_dict` was taken.
@@ -98,6 +101,7 @@ class Supervisor:
         if named != own:
             raise ValueError(f"supervisor: got the state of {' '.join(named)}, expected {' '.join(own)}")
         self.intervention.load_state_dict(state["intervention"], training)
+        self._resumed = True
         for name in _KEPT:
             setattr(self, name, state[name])
         if (alarm := state["alarm"]) is not None:

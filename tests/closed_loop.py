@@ -54,7 +54,7 @@ def save_answering(tokenizer: Any, path: Path) -> None:
 
 
 class Sabotage(TrainerCallback):
-    """After step `at`, says `</tool_call>` where it said `o`; notes rates, weights and Adam's state as of every step."""
+    """After step `at`, says `</tool_call>` where it said `o`; notes rates, weights and Adam's state of each step."""
 
     def __init__(self, tokenizer: Any, at: int) -> None:
         self.swap = tokenizer.convert_tokens_to_ids(["o", "</tool_call>"])
@@ -71,7 +71,7 @@ class Sabotage(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         step = state.global_step
         self.rates[step] = self.trainer.optimizer.param_groups[0]["lr"]
-        self.factors[step] = self.rates[step] / self.trainer.lr_scheduler.get_last_lr()[0]
+        self.factors[step] = self.rates[step] / (self.trainer.lr_scheduler.get_last_lr()[0] or 1.0)
         held = self.trainer.optimizer.optimizer.state
         self.moments[step] = len(held)
         self.weights[step] = digest(self.trainer.model.parameters())
@@ -91,6 +91,7 @@ def closed_loop(
     *,
     kind: type[GRPOTrainer] = GRPOTrainer,
     break_at: int = BREAK_AT,
+    copies: int = 4,
     resume: bool = False,
     logged: Any = None,
     begun: Any = None,
@@ -129,7 +130,7 @@ def closed_loop(
         model=str(answering),
         reward_funcs=plain,
         args=GRPOConfig(**{**settings, **overrides}),
-        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS * 4]),
+        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS * copies]),
         processing_class=tokenizer,
         callbacks=[callback, sabotage],
     )
@@ -137,7 +138,13 @@ def closed_loop(
     sabotage.trainer, sabotage.callback = trainer, callback
     if begun is not None:
         begun(trainer)
-    trainer.train(resume_from_checkpoint=resume)
+    if resume:
+        sabotage.at = -1  # the checkpoint holds what it did
+    try:
+        trainer.train(resume_from_checkpoint=resume)
+    except KeyboardInterrupt:
+        callback.close("interrupted")
+        raise
     assert callback.monitor is not None
     sabotage.faults = dict(callback.monitor.faults)
     return sabotage

@@ -228,7 +228,8 @@ if os.environ["RANK"] == "1":
 erroneous = Erroneous(learning_rate=1e-2, updates=20)
 sabotage = closed_loop(folder, answering, erroneous, Triggered(20), None, per_device_train_batch_size=16)
 of = sabotage.trainer.accelerator
-said = [digest(sabotage.trainer.model.parameters()), of.num_processes, sabotage.factors, sabotage.moments, sabotage.faults]
+weights = digest(sabotage.trainer.model.parameters())
+said = [weights, of.num_processes, sabotage.factors, sabotage.moments, sabotage.faults]
 (folder / f"rank{of.process_index}.json").write_text(json.dumps(said))
 
 (folder / "others").mkdir(exist_ok=True)

@@ -51,8 +51,11 @@ def sft_update(
     optimizer.zero_grad(set_to_none=True)
     total = 0.0
     for batch, tokens in zip(batches, learnt, strict=True):
-        loss = model(**batch, use_cache=False).loss
-        loss = loss if len(batches) == 1 else loss * (tokens / sum(learnt))
+        found = model(**batch, use_cache=False)
+        # A part in which nothing is learnt has a mean over nothing; its backward keeps the ranks in step.
+        loss = found.loss if tokens else 0.0 * found.logits.sum()
+        if len(batches) > 1:
+            loss = loss * (tokens / max(1, sum(learnt)))
         backward(loss)
         total += float(loss.detach())
     if max_grad_norm:  # as in transformers, none and 0 mean no limit

@@ -6,6 +6,7 @@ within limits of time, size and tokens; whatever it fails in is a `TeacherError`
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import time
@@ -116,7 +117,7 @@ class Endpoint(Teacher):
         end = time.monotonic() + self._timeout
         try:
             request = urllib.request.Request(self._url, body, headers)
-            with urllib.request.urlopen(request, timeout=self._timeout) as response:
+            with _OPENER.open(request, timeout=self._timeout) as response:
                 found = bytearray()
                 while part := response.read1(1 << 16):  # each read may take the whole time-out again
                     found += part
@@ -128,11 +129,21 @@ class Endpoint(Teacher):
         except urllib.error.HTTPError as error:
             with error:
                 raise TeacherError("refused", f"HTTP {error.code}") from error
-        except (OSError, ValueError) as error:  # http.client's are OSError or ValueError, but for one
+        except (OSError, ValueError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             if isinstance(reason, TimeoutError):
                 raise TeacherError("timeout", f"no answer within {self._timeout:g} s") from error
             raise TeacherError("unreachable", f"{type(reason).__name__}: {reason}") from error
+
+
+class _Here(urllib.request.HTTPRedirectHandler):
+    """Follows no redirection: a key is for the address it was given for."""
+
+    def redirect_request(self, *args: Any) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_Here)
 
 
 def _question(case: Case) -> str:
