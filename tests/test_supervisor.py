@@ -6,22 +6,25 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import Qwen2ForCausalLM
 
-from collapsewatch.interventions.base import Intervention, NotApplicable, PromptRow, Training
+from collapsewatch.interventions.base import Guide, Intervention, NotApplicable, PromptRow, Training
 from collapsewatch.interventions.erroneous import LEAST_WARMUP, Erroneous
 from collapsewatch.interventions.sft import TokenRow, collate, sft_update
 from collapsewatch.queries import find_runs, open_run
 from collapsewatch.records import Alarm, Applied, Driver, Observation, StepRecord, Tier
-from collapsewatch.schedules import Triggered
-from collapsewatch.supervisor import Supervisor
+from collapsewatch.schedules import First, Interleaved, Schedule, Synchronous, Triggered
+from collapsewatch.supervisor import AGAIN, Supervisor
 from tests.closed_loop import BREAK_AT, PROMPTS, closed_loop, token_row
 
 pytestmark = pytest.mark.usefixtures("one_path")
@@ -110,6 +113,120 @@ def test_what_cannot_act_is_skipped_with_the_reason() -> None:
     ]
     with pytest.raises(ValueError, match="cooldown: got 0"):
         Triggered(0)
+
+
+class Switch(Tally):
+    """Stands, and says how its rollouts are guided; fails to be switched on while `idle`."""
+
+    standing = True
+
+    def begin(self, step: int, training: Training) -> dict[str, Any]:
+        if self.idle:
+            raise NotApplicable("idle")
+        self.acted.append(step)
+        return {}
+
+    def guide(self, row: PromptRow, member: int) -> Guide:
+        return Guide(expert=member == 0)
+
+
+def test_what_stands_is_on_for_as_long_as_the_alarm() -> None:
+    switch, seen = Switch(), list[bool]()
+    supervisor = Supervisor(switch, Triggered(3))
+    rows = drive(supervisor, "..Ahh..Ah.")
+    assert [(r.step, r.status) for r in rows] == [
+        *((3, "begin"), (4, "effect"), (6, "end")),
+        *((8, "begin"), (9, "effect"), (10, "end")),
+    ]
+    ended = rows[2].detail
+    assert ended["began"] == 3 and ended["streams"]["reward"] == {"before": 0.97, "after": 0.94}
+    # On in the steps 4, 5, 6 and 9, 10.
+    assert supervisor.metrics() == {"supervised_steps": 5.0}
+    assert not supervisor.on and supervisor.guides([{}] * 4, 2) == [Guide()] * 4
+    seen += [guide.expert for guide in _on(supervisor).guides([{}] * 6, 4, first=6)]
+    assert seen == [False, False, True, False, False, False]
+
+
+def _on(supervisor: Supervisor) -> Supervisor:
+    supervisor.on = True
+    return supervisor
+
+
+def test_a_switch_that_fails_is_tried_again_later() -> None:
+    switch = Switch()
+    switch.idle = True
+    rows = drive(Supervisor(switch, Triggered()), "A" + "h" * 24)
+    assert [(r.step, r.status) for r in rows] == [(1, "skipped"), (1 + AGAIN, "skipped"), (1 + 2 * AGAIN, "skipped")]
+
+
+def test_a_failure_of_an_act_is_a_row_alone_and_an_end_among_several_ranks() -> None:
+    class Broken(Tally):
+        def apply(self, step: int, training: Training) -> dict[str, Any]:
+            self.problems.append(("failed", {"on": "the side"}))
+            raise RuntimeError("broken")
+
+    rows = drive(Supervisor(Broken(), Triggered()), "A.")
+    assert [(r.status, r.detail) for r in rows] == [
+        ("failed", {"reason": "RuntimeError: broken"}),
+        ("failed", {"on": "the side"}),
+    ]
+    supervisor = Supervisor(Broken(), Triggered())
+    with pytest.raises(RuntimeError, match="broken"):
+        list(supervisor.step(record(1), [alarm(1)], "alarm", [], Training(None, None, 0, 2)))
+
+
+def test_a_state_is_of_one_intervention_and_schedule() -> None:
+    state = Supervisor(Tally(), Triggered()).state_dict()
+    with pytest.raises(ValueError, match="got the state of tally triggered, expected tally synchronous"):
+        Supervisor(Tally(), Synchronous()).load_state_dict(state, Training(None, None))
+
+
+@given(
+    st.lists(st.integers(1, 12), min_size=2, max_size=5),
+    st.integers(1, 6),
+    st.integers(1, 7),
+    st.text("ok", min_size=1, max_size=60),
+)
+def test_schedules_do_as_they_say(segments: list[int], hold: int, every: int, states: str) -> None:
+    last, acts = None, []
+    triggered = Triggered(every)
+    for step, letter in enumerate(states, 1):
+        assert triggered.on(step, letter == "k") == (letter == "k")
+        if triggered.due(step, letter == "k", last):
+            last = step
+            acts.append(step)
+    assert all(states[step - 1] == "k" for step in acts)
+    assert all(b - a >= every for a, b in pairwise(acts))
+    assert (acts[:1] or [0])[0] == states.find("k") + 1
+    # What is on, and what is due, by walking through the segments.
+    on, due, step = set[int](), list[int](), 0
+    for length in segments[:-1]:
+        step += length
+        due.append(step)
+        on |= set(range(step, step + hold))
+    interleaved = Interleaved(segments, hold)
+    steps = range(sum(segments) + hold + 2)
+    assert [step for step in steps if interleaved.due(step, True, None)] == due
+    assert {step for step in steps if interleaved.on(step, True)} == on
+    synchronous = Synchronous(every)
+    assert [step for step in steps if synchronous.due(step, False, None)] == list(steps)[every::every]
+    assert all(synchronous.on(step, False) for step in steps)
+    assert [step for step in steps if First().due(step, True, None)] == [0]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Interleaved((5,)), r"segments: got \[5\], expected at least 2 lengths"),
+        (lambda: Interleaved((5, 0)), "segments: got 0, expected a whole number of at least 1"),
+        (lambda: Interleaved((5, 5), hold=0), "hold: got 0, expected a whole number"),
+        (lambda: Synchronous(1.5), "every: got 1.5, expected a whole number"),  # type: ignore[arg-type]
+        (lambda: Triggered(True), "cooldown: got True, expected a whole number"),
+    ],
+)
+def test_a_schedule_out_of_range_is_refused(make: Callable[[], Schedule], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make()
 
 
 # -- supervised updates ------------------------------------------------------------------------------------
@@ -209,7 +326,7 @@ import json, os, sys
 from pathlib import Path
 from collapsewatch import callback, steps
 from collapsewatch.interventions.erroneous import Erroneous
-from collapsewatch.schedules import Triggered
+from collapsewatch.schedules import First, Interleaved, Schedule, Synchronous, Triggered
 from tests.closed_loop import closed_loop, digest
 
 folder, answering = Path(sys.argv[1]), Path(sys.argv[2])
