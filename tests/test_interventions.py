@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -136,6 +137,29 @@ def test_a_schedule_that_makes_no_sense_is_refused(name: str) -> None:
 def training(expert: Any = None, **trainer: Any) -> Training:
     args = SimpleNamespace(save_strategy=trainer.pop("save_strategy", "no"), output_dir="")
     return Training(SimpleNamespace(args=args, num_generations=4, **trainer), expert)
+
+
+def test_the_document_lists_every_intervention_and_schedule() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "supervision.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| (acts|stands) \| ([\w, ]+) \|", text, re.MULTILINE)
+    assert rows == [
+        (name, "stands" if made(name).standing else "acts", ", ".join(made(name).schedules)) for name in INTERVENTIONS
+    ]
+    assert re.findall(r"^\| `(\w+)` \| [^|]+ \| [^|]*\|$", text, re.MULTILINE) == list(SCHEDULES)
+    for name, path in INTERVENTIONS.items():
+        assert f"**`{name}`**" in text and path.startswith(f"collapsewatch.interventions.{name}:")
+
+
+def test_the_document_s_own_intervention_works(tmp_path: Path, answering: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "supervision.md").read_text()
+    code = text.split("```python\n")[-1].split("```")[0]
+    named: dict[str, Any] = {}
+    exec(code, named)
+    held = {"break_at": 99, "max_steps": 5, "per_device_train_batch_size": 16}
+    done = closed_loop(tmp_path, answering, named["Cooler"](), Interleaved((1, 9), hold=2), **held)
+    with closing(open_run(tmp_path / "run")) as run:
+        switched = [(row.step, row.status, row.detail.get("epsilon_high")) for row in run.applied()]
+    assert switched == [(1, "begin", 0.1), (2, "effect", None), (3, "end", 0.2)] and done.trainer.epsilon_high == 0.2
 
 
 REFUSED: list[tuple[Intervention, Training, str]] = [
