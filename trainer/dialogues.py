@@ -19,6 +19,7 @@ from collapsewatch.records import Call
 
 from .environments.base import Environment, Message, Task
 
+Tools = Sequence[dict[str, Any]]
 _DUMMY: list[Message] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "."}]
 
 
@@ -59,12 +60,15 @@ class Renderer:
                 f"{self.end_text}"
             )
 
-    def _text(self, messages: Sequence[Message], *, generate: bool) -> str:
-        tools = self._tools if self.writer is None else None
+    def _text(self, messages: Sequence[Message], tools: Tools | None = None, *, generate: bool) -> str:
+        offered = self._tools if tools is None else list(tools)
         if self.writer is not None:
-            messages = in_format(messages, self._tools, self.writer)
+            messages = in_format(messages, offered, self.writer)
         text: str = self.tokenizer.apply_chat_template(
-            list(messages), tools=tools, add_generation_prompt=generate, tokenize=False
+            list(messages),
+            tools=offered if self.writer is None else None,
+            add_generation_prompt=generate,
+            tokenize=False,
         )
         return text
 
@@ -72,14 +76,14 @@ class Renderer:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of the opening messages, up to and including the assistant header."""
-        return self._ids(self._text(messages, generate=True))
+    def prompt(self, messages: Sequence[Message], tools: Tools | None = None) -> list[int]:
+        """Ids of the opening messages, up to and including the assistant header; `tools`: as in `Task`."""
+        return self._ids(self._text(messages, tools, generate=True))
 
-    def turn(self, history: Sequence[Message], message: Message) -> list[int]:
+    def turn(self, history: Sequence[Message], message: Message, tools: Tools | None = None) -> list[int]:
         """Ids of one assistant message after `history`, its end-of-turn token included."""
-        before = self._text(history, generate=True)
-        after = self._text([*history, message], generate=False)
+        before = self._text(history, tools, generate=True)
+        after = self._text([*history, message], tools, generate=False)
         if not after.startswith(before):
             raise TemplateError("chat template: got a prompt that is no prefix of the dialogue, expected a prefix")
         body, end, _ = after[len(before) :].rpartition(self.end_text)
@@ -99,7 +103,7 @@ class Renderer:
     def expert_row(self, environment: Environment, task: Task) -> TokenRow:
         """An expert dialogue of `task`, the model's own turns marked for learning."""
         history: list[Message] = list(task.prompt)
-        ids = self.prompt(history)
+        ids = self.prompt(history, task.tools)
         mask = [0] * len(ids)
         between: list[Message] = []
         for message in environment.expert(task):
@@ -110,7 +114,7 @@ class Renderer:
                 bridge = self.bridge(between)
                 ids, mask = ids + bridge, mask + [0] * len(bridge)
                 history, between = [*history, *between], []
-            turn = self.turn(history, message)
+            turn = self.turn(history, message, task.tools)
             ids, mask = ids + turn, mask + [1] * len(turn)
             history.append(message)
         return TokenRow(ids, mask)

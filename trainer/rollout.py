@@ -47,7 +47,7 @@ def rollout(
     max_turns: int,
 ) -> list[Trajectory]:
     """Play one episode per task, all of them turn by turn together."""
-    played = [Trajectory(environment.start(task), renderer.prompt(task.prompt)) for task in tasks]
+    played = [Trajectory(environment.start(task), renderer.prompt(task.prompt, task.tools)) for task in tasks]
     active = played
     for turn in range(max_turns):
         sampled, logprobs = generate([t.prompt_ids + t.ids for t in active])

@@ -29,18 +29,17 @@ class World:
     architecture: str
     chat_format: str
     environment: str
-    """A listed environment, or `module:Class` beside this file."""
 
     @property
     def name(self) -> str:
-        return f"{self.architecture}-{self.chat_format}-{self.environment.partition(':')[0]}"
+        return f"{self.architecture}-{self.chat_format}-{self.environment}"
 
 
 WORLDS = (
     World("qwen2", "hermes", "chain"),
-    World("llama", "lfm2", "quiz:Quiz"),
+    World("llama", "lfm2", "quiz"),
     World("qwen2", "lfm2", "chain"),
-    World("llama", "hermes", "quiz:Quiz"),
+    World("llama", "hermes", "quiz"),
 )
 
 
@@ -86,7 +85,7 @@ def _llama(tokenizer: Any, seed: int) -> LlamaForCausalLM:
 def _fingerprint(batches: int) -> str:
     """Changes whenever anything the warm start depends on changes."""
     trainer = Path(models.__file__).parent
-    names = (*sorted(HERE.glob("*.jinja")), HERE / "quiz.py", HERE / "worlds.py", trainer / "models.py")
-    names += (trainer / "dialogues.py", trainer / "environments" / "chain.py", trainer / "hermes.jinja")
+    names = (*sorted(HERE.glob("*.jinja")), HERE / "worlds.py", trainer / "models.py", trainer / "dialogues.py")
+    names += (*(trainer / "environments" / f"{name}.py" for name in ("chain", "quiz")), trainer / "hermes.jinja")
     key = repr((batches, torch.__version__)).encode()
     return hashlib.sha256(b"".join([key, *(path.read_bytes() for path in names)])).hexdigest()[:16]
