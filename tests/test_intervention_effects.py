@@ -22,6 +22,7 @@ from collapsewatch.interventions.kl_anchor import KLAnchor
 from collapsewatch.interventions.lr_cut import LRCut
 from collapsewatch.interventions.rollback import Rollback
 from collapsewatch.interventions.sft import TokenRow, sft_update
+from collapsewatch.interventions.snapshots import Snapshots
 from collapsewatch.probe import ControlProbe
 from collapsewatch.queries import open_run
 from collapsewatch.schedules import Interleaved, Synchronous, Triggered
@@ -192,6 +193,17 @@ def test_a_rollback_gives_weights_and_optimizer_back_to_the_bit(tmp_path: Path, 
     assert (at, "rolled_back", str(back)) in events
     assert (done.rates[at - 1], done.rates[at]) == pytest.approx((1e-3, 5e-4))
     assert reward[at] < 0.1 < 0.9 < reward[at + 1]
+
+
+def test_snapshots_that_an_alarm_overtook_are_never_gone_back_to() -> None:
+    snapshots = Snapshots("rollback", every=2, count=3)
+    for step in range(9):
+        if snapshots.due(step):
+            snapshots.keep({"step": step})
+    assert [kept["step"] for kept in snapshots.kept] == [4, 6, 8]
+    assert snapshots.before(7) == {"step": 6} and snapshots.before(99) == {"step": 6}
+    assert snapshots.due(8) and not snapshots.due(7)
+    assert snapshots.before(4) is None and snapshots.due(0)
 
 
 def test_the_reference_of_the_kl_term_is_reset_where_it_is_asked_for(tmp_path: Path, answering: Path) -> None:

@@ -41,9 +41,10 @@ class Snapshots:
         self.kept = [*self.kept, snapshot][-self._count :]
 
     def before(self, onset: int | None) -> dict[str, Any] | None:
-        """The newest snapshot from before a step, None where there is none; without a step, the newest."""
-        found = [kept for kept in self.kept if onset is None or kept["step"] < onset]
-        return found[-1] if found else None
+        """The newest snapshot from before an alarm's onset, None where there is none; later ones are dropped."""
+        if onset is not None:
+            self.kept = [kept for kept in self.kept if kept["step"] < onset]
+        return self.kept[-1] if self.kept else None
 
     def state_dict(self) -> dict[str, Any]:
         return {"kept": self.kept}
