@@ -64,7 +64,7 @@ class Ledger:
                 "reward": rewards[i],
                 "group": (base + first + i) // generations,
                 "env_errors": int(row.get("env_errors", 0) or 0),
-                "sampled": sampled,
+                "sampled": set() if row.get("forced") else sampled,  # an expert's turns were drawn by nobody
             }
         ids = result["completion_ids"]
         result[UID] = torch.tensor(numbers, device=ids.device)
