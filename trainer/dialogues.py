@@ -41,7 +41,7 @@ class Renderer:
     """
 
     def __init__(self, tokenizer: Any, environment: Environment, writer: ChatFormat | None = None) -> None:
-        self.tokenizer, self.writer = tokenizer, writer
+        self.tokenizer, self.environment, self.writer = tokenizer, environment, writer
         self._tools = list(environment.tools)
         self.end_id: int = tokenizer.eos_token_id
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

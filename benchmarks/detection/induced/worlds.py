@@ -55,7 +55,7 @@ def build(world: World, seed: int, batches: int = WARM_START) -> tuple[Any, Any,
     if (folder / "config.json").exists():
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tokenizer, environment
     model = models.tiny_model(tokenizer, seed) if world.architecture == "qwen2" else _llama(tokenizer, seed)
-    models.warm_start(model, [Renderer(tokenizer, environment)], environment, seed, batches)
+    models.warm_start(model, [Renderer(tokenizer, environment)], seed, batches)
     partial = folder.with_name(f"{folder.name}.{os.getpid()}")
     model.save_pretrained(partial)
     partial.rename(folder)
