@@ -354,9 +354,8 @@ said = {}
 for name in ("control_clamp", "advantage_penalty", "kl_anchor", "rollback", "reflection"):
     steps.measure_rank = measure
     schedule = "triggered" if name in ("kl_anchor", "rollback", "reflection") else "synchronous"
-    done = closed_loop(
-        folder / "others", answering, name, schedule, name, per_device_train_batch_size=16, max_steps=16
-    )
+    held = {"per_device_train_batch_size": 8, "break_at": 4, "max_steps": 8}
+    done = closed_loop(folder / "others", answering, name, schedule, name, **held)
     said[name] = [digest(done.trainer.model.parameters()), done.faults]
 (folder / f"others{of.process_index}.json").write_text(json.dumps(said))
 """
