@@ -94,7 +94,7 @@ def test_the_clamp_is_the_hazard_and_its_gradient_that_of_all_logits(
 
 def test_the_clamp_alone_brings_a_broken_model_to_legal_turns(tmp_path: Path, answering: Path) -> None:
     """No data, no reward in sight: the illegal probability falls, and what is left is legal."""
-    closed_loop(tmp_path, answering, "control_clamp", Triggered(), break_at=4, **SMALL | {"learning_rate": 3e-2})
+    closed_loop(tmp_path, answering, ControlClamp(1.0), Triggered(), break_at=4, **SMALL | {"learning_rate": 3e-2})
     with closing(open_run(tmp_path / "run")) as run:
         hazard = {r.step: next(o.value for o in r.observations if o.stream == "hazard") for r in run.records()}
         began = next(row.step for row in run.applied() if row.status == "begin")

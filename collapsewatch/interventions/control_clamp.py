@@ -22,7 +22,7 @@ class ControlClamp(Intervention):
     name: ClassVar[str] = "control_clamp"
     standing: ClassVar[bool] = True
 
-    def __init__(self, weight: float = 1.0) -> None:
+    def __init__(self, weight: float = 0.1) -> None:
         if not weight > 0:
             raise ValueError(f"intervention {self.name}: weight: got {weight}, expected above 0")
         self._weight = weight
