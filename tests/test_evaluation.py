@@ -28,8 +28,8 @@ from collapsewatch.trainer.train import held_out, train
 
 CHAIN, QUIZ = load_environment("chain"), load_environment("quiz")
 KNOBS: dict[str, Any] = {
-    "warm_start": 40, "max_turns": 4, "max_turn_tokens": 24, "steps": 4, "prompts": 4, "rollouts": 4, "eval_tasks": 8, "probe_every": 0,
-    "alternate_format": "bracket", "content_ood": "quiz",
+    "warm_start": 40, "steps": 4, "prompts": 4, "rollouts": 4, "max_turns": 4, "max_turn_tokens": 24, "eval_tasks": 8,
+    "probe_every": 0, "alternate_format": "bracket", "content_ood": "quiz",
 }  # fmt: skip
 VIEWS = ("eval", "eval/format_ood", "eval/content_ood")
 

@@ -34,6 +34,8 @@ class TrainConfig:
     """A listed environment, or `pkg.mod:Class`."""
     chat_format: str = "hermes"
     """The chat format the model is trained in; `auto` takes the one its chat template writes."""
+    template_knobs: dict[str, Any] = field(default_factory=dict)
+    """What the chat template is told besides, as an inline table: `{enable_thinking = false}` for Qwen3."""
     steps: int = 100
     """Optimizer steps."""
     learning_rate: float = 1e-3

@@ -10,7 +10,7 @@ says how to write them, and tools answer as the user.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from collapsewatch.formats.base import ChatFormat
@@ -20,7 +20,8 @@ from collapsewatch.records import Call
 from .environments.base import Environment, Message, Task
 
 Tools = Sequence[dict[str, Any]]
-_DUMMY: list[Message] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "."}]
+_SAID = "(said before)"
+_DUMMY: list[Message] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _SAID}]
 
 
 class TemplateError(ValueError):
@@ -34,14 +35,22 @@ BRIDGES = 10_000
 class Renderer:
     """Renders one environment's messages with one tokenizer's chat template.
 
-    `writer`: the chat format that calls are written in, instead of the template's own.
+    `writer`: the chat format that calls are written in, instead of the template's own. `template`: what its template is
+    told besides, as `enable_thinking`.
 
     Raises:
         TemplateError: the template does not end a turn by the tokenizer's end token, or the format knows no such end.
     """
 
-    def __init__(self, tokenizer: Any, environment: Environment, writer: ChatFormat | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        environment: Environment,
+        writer: ChatFormat | None = None,
+        template: Mapping[str, Any] | None = None,
+    ) -> None:
         self.tokenizer, self.environment, self.writer = tokenizer, environment, writer
+        self._template = dict(template or {})
         self._tools = list(environment.tools)
         self.end_id: int = tokenizer.eos_token_id
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -69,6 +78,7 @@ class Renderer:
             tools=offered if self.writer is None else None,
             add_generation_prompt=generate,
             tokenize=False,
+            **self._template,
         )
         return text
 
@@ -95,9 +105,9 @@ class Renderer:
         if len(self._bridges) > BRIDGES:  # long tool answers never come twice
             self._bridges.clear()
         if key not in self._bridges:
-            before = self._text(_DUMMY, generate=False)
-            cut = before.rindex(self.end_text) + len(self.end_text)
-            self._bridges[key] = self._ids(self._text([*_DUMMY, *messages], generate=True)[cut:])
+            text = self._text([*_DUMMY, *messages], generate=True)
+            behind = text[text.index(_SAID) + len(_SAID) :]
+            self._bridges[key] = self._ids(behind.partition(self.end_text)[2])
         return self._bridges[key]
 
     def expert_row(self, environment: Environment, task: Task) -> TokenRow:

@@ -119,6 +119,7 @@ def grpo_args(config: TrainConfig, output_dir: str, use_cpu: bool) -> GRPOConfig
         num_iterations=config.num_iterations,
         max_completion_length=config.max_turn_tokens,
         temperature=config.temperature,
+        chat_template_kwargs=config.template_knobs or None,
         beta=config.beta,
         loss_type=config.loss_type,
         seed=config.seed,

@@ -98,9 +98,9 @@ def train(config: TrainConfig, on_record: OnRecord | None = None, resume: bool =
     model, tokenizer = load_model(
         config.model, environment, config.seed, config.warm_start, alternate=_alternate(config), other=_other(config)
     )
-    renderer = Renderer(tokenizer, environment)
+    renderer = Renderer(tokenizer, environment, template=config.template_knobs)
     tasks = environment.tasks(config.prompts * config.steps, TASK_SEED + config.seed)
-    bound = bind(config.chat_format, tokenizer)
+    bound = bind(config.chat_format, tokenizer, **config.template_knobs)
 
     def expert(rows: Sequence[PromptRow]) -> list[TokenRow]:
         return [renderer.expert_row(environment, tasks[row["task"]]) for row in rows]
@@ -159,11 +159,11 @@ def held_out(config: TrainConfig, environment: Environment, renderer: Renderer, 
     tasks = environment.held_out(config.eval_tasks, EVALUATION_SEED)
     held = [Held("eval", tasks, renderer, bound)]
     if writer is not None:
-        written = Renderer(tokenizer, environment, writer)
+        written = Renderer(tokenizer, environment, writer, config.template_knobs)
         held.append(Held("eval/format_ood", tasks, written, writer.bind(tokenizer)))
     if other is not None:
         tasks = other.held_out(config.eval_tasks, EVALUATION_SEED)
-        held.append(Held("eval/content_ood", tasks, Renderer(tokenizer, other), bound))
+        held.append(Held("eval/content_ood", tasks, Renderer(tokenizer, other, template=config.template_knobs), bound))
     return held
 
 
@@ -179,7 +179,7 @@ def _probes(config: TrainConfig, environment: Environment, renderer: Renderer, b
         return [probe("fixed", renderer, bound)]
     if other.name == bound.name:
         raise ConfigError(f"alternate_format: got {other.name!r}, which the model is trained in, expected another")
-    written = Renderer(renderer.tokenizer, environment, other)
+    written = Renderer(renderer.tokenizer, environment, other, config.template_knobs)
     return [probe("fixed", renderer, bound), probe("alternate", written, other.bind(renderer.tokenizer))]
 
 
