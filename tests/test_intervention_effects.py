@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2ForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from collapsewatch.formats import format_named
@@ -90,6 +90,21 @@ def test_the_clamp_is_the_hazard_and_its_gradient_that_of_all_logits(
     hazard = next(o.value for o in record.observations if o.stream == "hazard")
     clamped = sum(term for term, _, _ in act.checked[parts:]) / parts
     assert clamped >= 0.5 * hazard * 0.999  # detection leaves out what comes after a first illegal token
+
+
+def test_the_term_weighs_the_same_in_parts(tmp_path: Path, answering: Path) -> None:
+    """Every rollout is right, so nothing but the term moves the weights: by SGD, as far in one part as in two."""
+
+    def moved(parts: int) -> torch.Tensor:
+        held = {"per_device_train_batch_size": 16 // parts, "gradient_accumulation_steps": parts, "max_grad_norm": 0.0}
+        held |= {"optim": "sgd", "learning_rate": 100.0, "lr_scheduler_type": "constant", "max_steps": 1}
+        before = Qwen2ForCausalLM.from_pretrained(answering).lm_head.weight.detach()
+        done = closed_loop(tmp_path, answering, ControlClamp(1.0), Synchronous(), f"in{parts}", break_at=99, **held)
+        return done.trainer.model.lm_head.weight.detach() - before
+
+    one, two = moved(1), moved(2)
+    assert float(one.abs().max()) > 1e-5
+    assert float((one - two).abs().max()) < 1e-3 * float(one.abs().max())
 
 
 def test_the_clamp_alone_brings_a_broken_model_to_legal_turns(tmp_path: Path, answering: Path) -> None:
@@ -265,8 +280,6 @@ def test_malformed_turns_are_those_that_are_told_in_the_run(tmp_path: Path, answ
 
 @pytest.mark.parametrize("at_once", [1, 3, 99])
 def test_dialogues_in_parts_are_the_same_update(answering: Path, tokenizer: Any, at_once: int) -> None:
-    from transformers import Qwen2ForCausalLM
-
     rows = [token_row(tokenizer, prompt) for prompt in PROMPTS]
     rows.append(TokenRow(rows[0].ids, [0] * len(rows[0].ids)))  # nothing of it is learnt
 
