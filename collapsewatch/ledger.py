@@ -30,7 +30,7 @@ class Ledger:
 
     def __init__(self, training: Training, tokens: int, pad_id: int) -> None:
         self._training, self._tokens, self._pad_id = training, tokens, pad_id
-        self._numbers = itertools.count()
+        self._numbers = itertools.count(_generated(training.trainer))
         self._known: dict[int, dict[str, Any]] = {}
         self._rewards: torch.Tensor | None = None
         self._sampled: set[tuple[int, ...]] = set()
@@ -118,6 +118,14 @@ def _pieces(rollouts: Rollouts, i: int, decode: Callable[[list[int]], str]) -> l
     ids, own = rollouts.ids[i, :length], rollouts.mask[i, :length]
     cuts = [0, *(np.flatnonzero(np.diff(own.astype(np.int8))) + 1).tolist(), length]
     return [(bool(own[a]), decode(ids[a:b].tolist())) for a, b in pairwise(cuts) if b > a]
+
+
+def _generated(trainer: Any) -> int:
+    """How many rollouts of this rank a resumed training has behind it."""
+    args = trainer.args
+    taken = trainer.state.global_step * args.gradient_accumulation_steps  # micro-batches
+    generations = -(-taken // (args.steps_per_generation * trainer.num_iterations))
+    return int(generations * args.steps_per_generation * args.per_device_train_batch_size)
 
 
 def _altered(ids: np.ndarray[Any, Any], mask: np.ndarray[Any, Any], sampled: set[tuple[int, ...]]) -> float:
