@@ -278,19 +278,20 @@ def test_malformed_turns_are_those_that_are_told_in_the_run(tmp_path: Path, answ
     assert any(max(lost) > 0.2 for _, lost in act.seen) and len(told) == 4 * 16
 
 
-@pytest.mark.parametrize("at_once", [1, 3, 99])
-def test_dialogues_in_parts_are_the_same_update(answering: Path, tokenizer: Any, at_once: int) -> None:
+@pytest.mark.parametrize(("at_once", "fused"), [(1, False), (3, False), (99, False), (1, True), (3, True)])
+def test_dialogues_in_parts_are_the_same_update(answering: Path, tokenizer: Any, at_once: int, fused: bool) -> None:
     rows = [token_row(tokenizer, prompt) for prompt in PROMPTS]
     rows.append(TokenRow(rows[0].ids, [0] * len(rows[0].ids)))  # nothing of it is learnt
 
-    def updated(parts: int | None) -> tuple[float, list[torch.Tensor]]:
+    def updated(parts: int | None, fused: bool = False) -> tuple[float, list[torch.Tensor]]:
         model = Qwen2ForCausalLM.from_pretrained(answering)
+        add_fused_lm_head(model, 1.0, outputs=("log_probs", "entropy"))
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        loss = sft_update(model, optimizer, rows, tokenizer.pad_token_id, at_once=parts)
+        loss = sft_update(model, optimizer, rows, tokenizer.pad_token_id, at_once=parts, fused=fused)
         return loss, [p.detach() for p in model.parameters()]
 
-    (loss, weights), (whole_loss, wanted) = updated(at_once), updated(None)
-    assert loss == pytest.approx(whole_loss, rel=1e-5)
+    (loss, weights), (whole_loss, wanted) = updated(at_once, fused), updated(None)
+    assert loss == pytest.approx(whole_loss, rel=1e-5, abs=1e-6)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(weights, wanted, strict=True))
 
 
