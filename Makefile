@@ -15,7 +15,9 @@ $(STAMP): pyproject.toml constraints.txt
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,gguf,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,gguf,bfcl,dev]'
+	# Its dependencies are those of a leaderboard of hosted models; tasks, executors and checker need only mpmath.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps bfcl-eval
 	touch $@
 
 # `make demo CI=true` serves no page and asks nothing.

@@ -8,34 +8,33 @@ TRL's own results pass through untouched, so the weights are those of the unmoni
 from __future__ import annotations
 
 import atexit
-import functools
 import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .checkpoints import go_on, settings_of
+from .checkpoints import checkpoint_of, go_on, settings_of
 from .detectors import FA_PER_10K
 from .fixed import FixedProbe, scored
 from .formats.base import BoundFormat
 from .formats.detect import AUTO, bind, check_name
 from .head import Partitioned
-from .interventions import INTERVENTIONS
 from .interventions.base import Expert, Intervention, Training
 from .ledger import UID, Ledger, Seen
+from .loop import ClosedLoop
 from .monitor import Monitor
-from .plugins import resolve
 from .probe import ControlProbe
 from .records import Alarm, Applied, StepRecord, Tier
+from .schedules import Schedule
 from .steps import StepMeasure
-from .supervisor import Supervisor
-from .trainers import calling_trainer, watchable
+from .supervisor import Supervisor, supervise
+from .trainers import calling_trainer, watchable, wrap
 
 _log = logging.getLogger(__name__)
 
@@ -50,9 +49,10 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         chat_format: the format the model is trained in; by default the one its chat template writes;
             `pkg.mod:Class` for an outside one.
         fa_per_10k: false-alarm budget of the detector, per 10,000 steps.
-        intervention: started when an alarm stands: a listed name, or an `Intervention`.
+        intervention: what may be done for the run: a listed name, or an `Intervention`.
+        schedule: when: a listed name, or a `Schedule`; by default the usual one of the intervention, which for most
+            is `triggered`, by an alarm.
         expert: for supervised interventions: dataset rows -> expert dialogues as `TokenRow`s.
-        cooldown: steps between two applications while the alarm holds.
         probes: expert dialogues of tasks that are not trained on, scored at the first and the last step and every
             `probe_every` steps: whether format or capability is lost, if one of the two is.
         keep_text: rollouts per step whose text is kept, the most hazardous first.
@@ -62,8 +62,8 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         on_record: called with every step's record and alarms (a progress bar, for one).
 
     Raises:
-        UnknownPlugin: a chat format or an intervention that is neither listed nor importable.
-        ValueError: `probe_every` is below 1.
+        UnknownPlugin: a chat format, intervention or schedule that is neither listed nor importable.
+        ValueError: `probe_every` is below 1; a schedule that the intervention makes no sense under.
     """
 
     def __init__(
@@ -74,8 +74,8 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         chat_format: str = AUTO,
         fa_per_10k: float = FA_PER_10K,
         intervention: str | Intervention | None = None,
+        schedule: str | Schedule | None = None,
         expert: Expert | None = None,
-        cooldown: int = 10,
         probes: Sequence[FixedProbe] = (),
         probe_every: int = 25,
         keep_text: int = 8,
@@ -91,8 +91,8 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         if probe_every < 1:
             raise ValueError(f"probe_every: got {probe_every}, expected at least 1")
         self._probes, self._probe_every = probes, probe_every
-        act = resolve(INTERVENTIONS, intervention, "intervention")() if isinstance(intervention, str) else intervention
-        self._supervisor = None if act is None else Supervisor(act, cooldown)
+        self._supervisor = supervise(intervention, schedule)
+        self._loop: ClosedLoop | None = None
         self._expert = expert
         self._trainer: Any = None
         self._undo: list[Callable[[], None]] = []
@@ -126,13 +126,13 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
         if accelerator.num_processes > 1:  # the ranks' clocks may stand in different seconds
             broadcast_object_list(names)
         self._training = Training(trainer, self._expert, accelerator.process_index, accelerator.num_processes)
-        if (before := self._supervisor) is not None:  # what it knows is of an earlier training
-            self._supervisor = Supervisor(before.intervention, before.cooldown)
-            self._supervisor.intervention.check(self._training)
         self._probe, blind = self._hook(trainer)
         self._ledger = Ledger(self._training, len(self._bound.probe_ids), tokenizer.pad_token_id)
         rank, steps = accelerator.process_index, max(trainer.state.max_steps, args.max_steps, 0) or None
         try:
+            if (before := self._supervisor) is not None:  # what it knows is of an earlier training
+                self._supervisor = Supervisor(before.intervention, before.schedule)
+                self._loop = ClosedLoop(self._supervisor, self._training, self._bound, self._probe)
             self.monitor = Monitor(self._logdir / names[0], rank, self._fa_per_10k, self._config, steps)
         except BaseException:
             if self._probe is not None:
@@ -151,15 +151,23 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
             self.monitor,
             keep_text=self._keep_text,
             keep_tokens=self._keep_tokens,
-            failures=self._supervisor is not None,
+            failures=self._loop is not None,
+            with_text=self._loop is not None and self._loop.wants_text,
         )
+        if self._loop is not None:
+            self._loop.watch(self.monitor)
+            self._undo.append(self._loop.close)
         if trainer.state.global_step:
             self._go_on(trainer.state.global_step)
         self._after("_generate_single_turn", self._ledger.take_sample)
         self._after("_calculate_rewards", self._ledger.take_rewards)
+        if self._loop is not None:
+            self._after("_generate_and_score_completions", self._loop.weigh)
         self._after("_generate_and_score_completions", self._ledger.number_rows)
-        self._after("compute_loss", self._take_probe)
+        self._undo.append(wrap(trainer, "compute_loss", self._loss))
         atexit.register(self._at_exit)
+        if self._loop is not None:
+            self._loop.start(trainer.state.global_step)
 
     def _hook(self, trainer: Any) -> tuple[ControlProbe | None, str]:
         """The probe in the trainer's model; where its head cannot be read, none, and what that means."""
@@ -181,13 +189,16 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
             broadcast_object_list(told)
             state, standing = told
             self.monitor.load_state_dict(state)
-        if self._supervisor is not None:
-            self._supervisor.alarm = standing
+        if self._loop is not None:
+            self._loop.go_on(checkpoint_of(self._trainer, step), standing)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put detection's state beside the weights that were just saved."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if self.monitor is not None:
-            self.monitor.save(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)
+            self.monitor.save(folder, state.global_step)
+        if self._loop is not None:
+            self._loop.save(folder)
 
     def mark(self, name: str) -> None:
         """Announce a change that gives the run a new normal (a curriculum's next stage, other data or prompts)."""
@@ -221,23 +232,25 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
 
     def _after(self, method: str, read: Callable[..., None]) -> None:
         """Call `read(result, *args)` after each call of a trainer's method; its failures are ours alone."""
-        original = getattr(self._trainer, method)
 
-        @functools.wraps(original)
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
+        def call(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             result = original(*args, **kwargs)
             with self._guard(method.strip("_")):
                 read(result, *args, **kwargs)
             return result
 
-        setattr(self._trainer, method, wrapped)
-        self._undo.append(lambda: delattr(self._trainer, method))
+        self._undo.append(wrap(self._trainer, method, call))
 
-    def _take_probe(self, result: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        """Keep what the probe saw in this micro-batch's forward, beside the rows it belongs to."""
-        batches = self._probe.drain() if self._probe is not None else []
-        if model.training and UID in inputs:
-            self._seen.append((inputs, batches[-1] if batches else None))
+    def _loss(self, original: Callable[..., Any], model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """A micro-batch's loss, with an intervention's term; what the probe saw is kept beside the rows it is of."""
+        if self._loop is not None:
+            self._loop.before_loss(model.training)
+        result = original(model, inputs, *args, **kwargs)
+        with self._guard("compute_loss"):
+            batches = self._probe.drain() if self._probe is not None else []
+            if model.training and UID in inputs:
+                self._seen.append((inputs, batches[-1] if batches else None))
+        return result if self._loop is None else self._loop.with_term(result, inputs)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure, log, judge and, if an alarm stands, intervene."""
@@ -255,14 +268,8 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]  # transformers c
             self._steps.logged(record, any(alarm.tier is Tier.ALARM for alarm in alarms))
         self.monitor.settings(record.step, settings_of(self._trainer))
         applied: list[Applied] = []
-        if self._supervisor is not None:
-            # With several ranks a failure on one would leave the others waiting: there it ends the training.
-            alone = self._training.ranks == 1
-            unseen = nullcontext() if self._probe is None else self._probe.disarmed()
-            with unseen, self.monitor.guard("supervisor") if alone else nullcontext():
-                applied = list(self._supervisor.step(record, alarms, self.monitor.state, failed, self._training))
-            for row in applied:
-                self.monitor.log_applied(row)
+        if self._loop is not None:
+            applied = self._loop.step(record, alarms, failed)
         if self._on_record is not None:
             with self.monitor.guard("on_record"):
                 self._on_record(record, alarms, applied)

@@ -26,6 +26,11 @@ def go_on(monitor: Monitor, trainer: Any, step: int) -> Alarm | None:
     return monitor.go_on(step)
 
 
+def checkpoint_of(trainer: Any, step: int) -> Path:
+    """The folder of the checkpoint that a training is resumed from at `step`."""
+    return resumed_from(trainer) or Path(trainer.args.output_dir) / f"checkpoint-{step}"
+
+
 def resumed_from(trainer: Any) -> Path | None:
     """The checkpoint that the running `trainer.train(resume_from_checkpoint=...)` was given: it tells no callback."""
     frame = sys._getframe()

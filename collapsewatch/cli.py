@@ -70,12 +70,13 @@ def demo(
 def train(
     config: Annotated[Path, typer.Argument(help="A TOML file of trainer knobs.")],
     change: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a knob.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
 ) -> None:
     """Train one run with the built-in GRPO trainer, monitored."""
     with _needs_train("train"):
         from .trainer.config import load_config
         from .trainer.progress import run_with_progress
-    run_with_progress(load_config(config, tuple(change or ())), _console())
+    run_with_progress(load_config(config, tuple(change or ())), _console(), resume)
 
 
 @app.command(context_settings={"allow_interspersed_args": False})  # what follows SCRIPT is the script's

@@ -48,7 +48,7 @@ class Head:
         """What the model makes of the product with its head, as float32; in place where that was float32."""
         logits = logits.float().mul_(self._scale)
         if self._softcap is not None:
-            logits.div_(self._softcap).tanh_().mul_(self._softcap)
+            logits = logits.div_(self._softcap).tanh_().mul(self._softcap)  # the slope of tanh needs its value
         return logits.div_(self._temperature)
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 
-from .interventions.base import PromptRow, Training
+from .interventions.base import ROLLOUT, Piece, PromptRow, Training
 from .probe import ProbeBatch
 from .rollouts import Rollouts
 
@@ -29,7 +30,7 @@ class Ledger:
 
     def __init__(self, training: Training, tokens: int, pad_id: int) -> None:
         self._training, self._tokens, self._pad_id = training, tokens, pad_id
-        self._numbers = itertools.count()
+        self._numbers = itertools.count(_generated(training.trainer))
         self._known: dict[int, dict[str, Any]] = {}
         self._rewards: torch.Tensor | None = None
         self._sampled: set[tuple[int, ...]] = set()
@@ -63,7 +64,7 @@ class Ledger:
                 "reward": rewards[i],
                 "group": (base + first + i) // generations,
                 "env_errors": int(row.get("env_errors", 0) or 0),
-                "sampled": sampled,
+                "sampled": set() if row.get("forced") else sampled,  # an expert's turns were drawn by nobody
             }
         ids = result["completion_ids"]
         result[UID] = torch.tensor(numbers, device=ids.device)
@@ -96,17 +97,35 @@ class Ledger:
             altered=np.array([_altered(ids, mask, row["sampled"]) for ids, mask, row in rows]),
         )
 
-    def failed(self, rollouts: Rollouts) -> list[PromptRow]:
-        """Dataset rows of the prompts that at least one rollout failed."""
+    def failed(self, rollouts: Rollouts, decode: Callable[[list[int]], str] | None = None) -> list[PromptRow]:
+        """Dataset rows of the prompts that at least one rollout failed; with `decode`, one such rollout in each."""
         best = np.nanmax(rollouts.reward, initial=1.0)
-        rows = zip(rollouts.group.tolist(), rollouts.row.tolist(), rollouts.reward.tolist(), strict=True)
-        hit = {group: number for group, number, reward in rows if reward < best}
-        return [self._known[number]["row"] for number in hit.values()]
+        hit = {group: i for i, group in enumerate(rollouts.group.tolist()) if rollouts.reward[i] < best}
+        rows: list[PromptRow] = [self._known[int(rollouts.row[i])]["row"] for i in hit.values()]
+        if decode is None:
+            return rows
+        return [{**row, ROLLOUT: _pieces(rollouts, i, decode)} for row, i in zip(rows, hit.values(), strict=True)]
 
     def prompt(self, number: int) -> str:
         """The prompt of a rollout as text, or as JSON where it is a list of messages."""
         prompt = self._known[number]["row"].get("prompt", "")
         return prompt if isinstance(prompt, str) else json.dumps(prompt, default=str)
+
+
+def _pieces(rollouts: Rollouts, i: int, decode: Callable[[list[int]], str]) -> list[Piece]:
+    """A rollout in stretches that the model wrote, and that it did not."""
+    length = int(rollouts.length[i])
+    ids, own = rollouts.ids[i, :length], rollouts.mask[i, :length]
+    cuts = [0, *(np.flatnonzero(np.diff(own.astype(np.int8))) + 1).tolist(), length]
+    return [(bool(own[a]), decode(ids[a:b].tolist())) for a, b in pairwise(cuts) if b > a]
+
+
+def _generated(trainer: Any) -> int:
+    """How many rollouts of this rank a resumed training has behind it."""
+    args = trainer.args
+    taken = trainer.state.global_step * args.gradient_accumulation_steps  # micro-batches
+    generations = -(-taken // (args.steps_per_generation * trainer.num_iterations))
+    return int(generations * args.steps_per_generation * args.per_device_train_batch_size)
 
 
 def _altered(ids: np.ndarray[Any, Any], mask: np.ndarray[Any, Any], sampled: set[tuple[int, ...]]) -> float:

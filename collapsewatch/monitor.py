@@ -132,9 +132,10 @@ class Monitor:
         """Keep what an intervention did. Never raises."""
         with self.guard("store"):
             self.store.log_applied(applied)
-        if applied.status == "applied":
+        if applied.status in ("applied", "begin") and applied.step:
             # While an alarm stands nothing starts again: what is broken is no new normal.
-            if self.state == "ok" and (self._applied is None or applied.step - self._applied > SERIES):
+            asked = self.state != "ok" or applied.trigger_step  # a rollback has ended its alarm by itself
+            if not asked and (self._applied is None or applied.step - self._applied > SERIES):
                 self.mark(f"intervention {applied.name}")
             self._applied = applied.step
 
@@ -213,6 +214,11 @@ class Monitor:
             part.write_text(json.dumps(self.state_dict(), allow_nan=False))
             part.replace(whole)
             self.event("checkpoint")
+
+    def snapshot(self) -> dict[str, Any]:
+        """The state as it now is, for `go_on` to go back to without a checkpoint."""
+        self.event("checkpoint")
+        return dict(json.loads(json.dumps(self.state_dict(), allow_nan=False)))
 
     def state_dict(self) -> dict[str, Any]:
         """What `go_on` needs, as plain JSON-able values."""

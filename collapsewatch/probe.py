@@ -47,6 +47,16 @@ class ProbeBatch:
     max_error: float = float("nan")
 
 
+@dataclass(frozen=True, slots=True)
+class Live:
+    """One forward of the fused head with its gradient: `hidden` (B, T, H), `labels` and `log_probs` (B, P)."""
+
+    hidden: torch.Tensor
+    labels: torch.Tensor
+    log_probs: torch.Tensor
+    dtype: torch.dtype
+
+
 class ControlProbe:
     """Collects a `ProbeBatch` from every gradient-carrying forward of `model` while armed.
 
@@ -54,7 +64,8 @@ class ControlProbe:
     are taken at. `fp32_head`: the fused head is computed in float32 outside autocast (TRL's
     `cast_lm_head_to_fp32`). `guard`: the context in which the hooks do their work, to keep their failures out of the
     model's forward.
-    The probe never changes the forward; what it collects waits in `batches` until `drain`.
+    The probe never changes the forward; what it collects waits in `batches` until `drain`. While `keep_live`, the
+    last one is kept with its gradient, as `live`.
 
     Raises:
         ValueError: the model has no backbone or no output embeddings to hook.
@@ -82,8 +93,9 @@ class ControlProbe:
         self._ids = torch.as_tensor(list(token_ids), dtype=torch.long)
         self._hidden: torch.Tensor | None = None
         self._forwards = 0
-        self.armed = True
+        self.armed, self.keep_live = True, False
         self.batches: list[ProbeBatch] = []
+        self.live: Live | None = None
         self._handles = [
             self._backbone.register_forward_hook(self._keep_hidden, with_kwargs=True),
             self._outer.register_forward_hook(self._read, with_kwargs=True),
@@ -107,6 +119,14 @@ class ControlProbe:
             yield
         finally:
             self.armed = before
+
+    def control(self, live: Live, places: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Log-probs (n, K) of the control tokens at `places` (axis by axis, (n,)) of a forward, with gradient."""
+        with torch.autocast(live.hidden.device.type, enabled=False):
+            weights = self._head.read(live.dtype)
+            rows, labels = live.hidden[places].to(weights.device), live.labels[places].to(weights.device)
+            log_z = weights.own(rows, labels) - live.log_probs[places].float()  # (n,)
+            return weights.some(rows, self._ids.to(weights.device)) - log_z[:, None]
 
     @torch.no_grad()
     def measure(
@@ -163,7 +183,8 @@ class ControlProbe:
         self._hidden = None
         if self.armed and torch.is_grad_enabled():
             with self._guard():
-                self._hidden = out.last_hidden_state.detach()
+                hidden = out.last_hidden_state
+                self._hidden = hidden if self.keep_live else hidden.detach()
 
     @torch.no_grad()
     def _read(self, module: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
@@ -176,6 +197,7 @@ class ControlProbe:
                 return
             if kwargs.get("fused_lm_head"):
                 dtype, labels = self._dtype(hidden), labels if shifted else labels[:, 1:]
+                self.live = Live(hidden, labels, out.log_probs, dtype) if self.keep_live else None
                 with torch.autocast(hidden.device.type, enabled=False):
                     self.batches.append(self._from_hidden(hidden, labels, out, dtype))
             elif out.logits.requires_grad:

@@ -125,16 +125,16 @@ class Run:
             yield from self._some_records(latest[first : first + size], detail)
 
     def alarms(self) -> list[Alarm]:
-        """Every alarm row, in the order logged."""
+        """Every alarm row, in the order logged; what a resumed training logged again, once."""
         sql = "SELECT step, tier, detector, drivers, onset_step, log_e, log_bound, kind FROM alarms"
         return [
             Alarm(step, Tier(tier), detector, tuple(map(_driver, json.loads(drivers))), *rest)
-            for step, tier, detector, drivers, *rest in self._rows(sql)
+            for step, tier, detector, drivers, *rest in self._once(sql)
         ]
 
     def applied(self) -> list[Applied]:
-        """Every application of an intervention, in the order logged."""
-        rows = self._rows("SELECT step, name, schedule, trigger_step, status, detail FROM interventions")
+        """Every application of an intervention, in the order logged; what a resumed training logged again, once."""
+        rows = self._once("SELECT step, name, schedule, trigger_step, status, detail FROM interventions")
         return [
             Applied(step, name, schedule, trigger, status, json.loads(detail))
             for step, name, schedule, trigger, status, detail in rows
@@ -218,6 +218,14 @@ class Run:
         for step, _, time in latest:
             rows = {table: tuple(found.get(step, ())) for table, found in parts.items()}
             yield StepRecord(step, time, metrics.get(step, {}), **rows)
+
+    def _once(self, sql: str) -> list[tuple[Any, ...]]:
+        """Rows whose first column is the step, without the repeats at steps that were taken again."""
+        again = {
+            row[0] for row in self._rows("SELECT step FROM steps WHERE rank = 0 GROUP BY step HAVING count(*) > 1")
+        }
+        kept = dict.fromkeys((0 if row[0] in again else place, row) for place, row in enumerate(self._rows(sql), 1))
+        return [row for _, row in kept]
 
     def _rows(self, sql: str, params: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
         with self._reading() as con:

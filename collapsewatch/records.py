@@ -247,7 +247,9 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """One application of an intervention. `status` is `applied`, `effect` (measured later), `skipped` or `failed`."""
+    """What an intervention did: `status` is `applied`, or `begin` and `end` of one that stands; `effect` (measured
+    later); `skipped` or `failed`.
+    """
 
     step: int
     name: str

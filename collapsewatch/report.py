@@ -193,7 +193,7 @@ def _budget(events: Sequence[Event]) -> float:
 def _own_run(path: Path, fa_per_10k: float | None) -> RunReport:
     try:
         with closing(queries.open_run(path)) as run:
-            applied = tuple(a.step for a in run.applied() if a.status == "applied")
+            applied = tuple(a.step for a in run.applied() if a.status in ("applied", "begin"))
             events = run.events()
             trace = replay(run.records(), events, fa_per_10k or _budget(events))
             structure = tabulate(run.turn_counts())

@@ -114,9 +114,9 @@ CREATE TABLE IF NOT EXISTS alarms (
 CREATE TABLE IF NOT EXISTS interventions (
     step BIGINT,
     name VARCHAR,
-    schedule VARCHAR,                   -- synchronous, interleaved, triggered
+    schedule VARCHAR,                   -- triggered, interleaved, synchronous, first
     trigger_step BIGINT,                -- the alarm that asked for it
-    status VARCHAR,                     -- applied, effect, skipped, failed
+    status VARCHAR,                     -- applied, begin, end, effect, skipped, failed
     detail VARCHAR                      -- JSON: examples, updates, loss, streams before and after
 );
 CREATE TABLE IF NOT EXISTS events (

@@ -27,7 +27,8 @@ _log = logging.getLogger(__name__)
 
 class StepMeasure:
     """Measures steps. `keep_text`: rollouts whose text is kept, the most hazardous first; `keep_tokens`: share of
-    the prompts whose rollouts are kept token by token; `failures`: whether the prompts that were failed are wanted.
+    the prompts whose rollouts are kept token by token; `failures`: whether the prompts that were failed are wanted,
+    `with_text` with a rollout of each.
     """
 
     def __init__(
@@ -41,9 +42,11 @@ class StepMeasure:
         keep_text: int,
         keep_tokens: float,
         failures: bool,
+        with_text: bool = False,
     ) -> None:
         self._training, self._bound, self._ledger, self._tokenizer = training, chat_format, ledger, tokenizer
         self._monitor, self._keep_text, self._failures = monitor, keep_text, failures
+        self._decode = tokenizer.decode if with_text else None
         self._keeper = ViewKeeper(chat_format, lambda i: str(tokenizer.decode([i])), keep_tokens)
         self._views: list[TokenView] = []
         trainer, args = training.trainer, training.trainer.args
@@ -86,7 +89,7 @@ class StepMeasure:
         with self._monitor.guard("views"):
             self._views = self._keeper.take(step, rollouts, measured.rollouts, self._ledger.prompt)
         measured = self._with_text(measured, rollouts)
-        failed = self._ledger.failed(rollouts) if self._failures else []
+        failed = self._ledger.failed(rollouts, self._decode) if self._failures else []
         errors = [batch.max_error for _, batch in seen if batch is not None and math.isfinite(batch.max_error)]
         return measured, failed, {"probe/max_error": max(errors)} if errors else {}
 

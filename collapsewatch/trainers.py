@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from transformers import Trainer, TrainerCallback
@@ -26,3 +28,17 @@ def calling_trainer(callback: TrainerCallback) -> Any:
             return found
         frame = frame.f_back  # type: ignore[assignment]
     raise RuntimeError("CollapseCallback: got a call from outside a Trainer, expected attach(trainer) first")
+
+
+def wrap(trainer: Any, method: str, call: Callable[..., Any]) -> Callable[[], None]:
+    """Have `call(original, *args)` answer in place of a trainer's method; returns what takes it back."""
+    original, before = getattr(trainer, method), vars(trainer).get(method)
+    setattr(trainer, method, functools.wraps(original)(functools.partial(call, original)))
+
+    def undo() -> None:
+        if before is None:
+            delattr(trainer, method)
+        else:
+            setattr(trainer, method, before)
+
+    return undo

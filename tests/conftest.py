@@ -67,6 +67,16 @@ def model_path(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path
     return path
 
 
+@pytest.fixture(scope="session")
+def answering(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model that answers `ok` to every prompt."""
+    from tests.closed_loop import save_answering
+
+    path = tmp_path_factory.mktemp("answering")
+    save_answering(tokenizer, path)
+    return path
+
+
 @pytest.fixture
 def one_path(tmp_path: Path) -> Iterator[None]:
     """After the test, every run it made in its folder is replayed and must raise the alarms it raised live."""

@@ -24,6 +24,9 @@ from tests.trl_training import trainer_of
 FAST = 1e-2
 """Learning rate at which two forwards in a row are of weights that differ."""
 
+PLACES = (torch.tensor([0, 1, 2]), torch.tensor([1, 4, 7]))
+"""Rows and positions that a term of the loss is on."""
+
 
 def control_of(tokenizer: Any) -> list[int]:
     bound = format_named("hermes").bind(tokenizer)
@@ -112,7 +115,7 @@ def fsdp2(folder: Path, model_path: Path) -> list[float]:
     fully_shard(sharded)
     probes.append(ControlProbe(sharded, control, 0.7))
     models = (whole, sharded)
-    optimizers = [torch.optim.SGD(model.parameters(), lr=1.0) for model in models]
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in models]
     draw = torch.Generator().manual_seed(0)
     for _ in range(3):
         batches = torch.randint(0, len(tokenizer), (2, 3, 10), generator=draw)  # rank by rank
@@ -120,12 +123,18 @@ def fsdp2(folder: Path, model_path: Path) -> list[float]:
         with torch.no_grad():
             logp = (whole(input_ids=ids, use_cache=False).logits[:, :-1] / 0.7).log_softmax(-1)
         errors += [difference(probe.measure(ids), logp, control, ids[:, 1:]) for probe in probes]
-        sharded(input_ids=ids, labels=ids, fused_lm_head=True).loss.backward()
+        probes[1].keep_live = True
+        loss = sharded(input_ids=ids, labels=ids, fused_lm_head=True).loss
+        assert probes[1].live is not None
+        # A term on the control tokens: its gradient moves the weights that the next round is measured with.
+        (loss + probes[1].control(probes[1].live, PLACES).exp().mean()).backward()
         for probe in probes:
             (found,) = probe.drain()
             errors.append(difference(found, logp, control, ids[:, 1:]))
         for each in batches:  # the mean over ranks, by hand
             (whole(input_ids=each, labels=each, fused_lm_head=True).loss / 2).backward()
+            p = (whole(input_ids=each, use_cache=False).logits / 0.7).softmax(-1)
+            (p[PLACES][:, control].mean() / 2).backward()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()

@@ -97,10 +97,10 @@ def format_call(name: str, **arguments: Any) -> Any:
 def test_half_of_a_warm_start_is_in_the_alternate_format(tokenizer: Any) -> None:
     one, other = Renderer(tokenizer, CHAIN), Renderer(tokenizer, CHAIN, writer_named("bracket"))
     call = tokenizer.convert_tokens_to_ids("<tool_call>")
-    rows = [row for batch in _expert_batches([one, other], CHAIN, 0, 4) for row in batch]
+    rows = [row for batch in _expert_batches([one, other], 0, 4) for row in batch]
     assert sum(call in row.ids for row in rows) == len(rows) / 2 == 32
     # Without one nothing has changed: the same dialogues as ever, by their own seed.
-    alone = [row for batch in _expert_batches([one], CHAIN, 0, 4) for row in batch]
+    alone = [row for batch in _expert_batches([one], 0, 4) for row in batch]
     ever = [one.expert_row(CHAIN, task) for task in CHAIN.tasks(64, WARM_START_SEED + 1)]
     assert sorted(map(str, alone)) == sorted(map(str, ever))
 

@@ -49,7 +49,7 @@ def test_numbers_out_of_range_are_refused(knob: str, bad: float) -> None:
 
 
 def misfits() -> list[tuple[str, Any]]:
-    fitting = {str: {str}, int: {int}, float: {float, int}, bool: {bool}}
+    fitting = {dict[str, Any]: {dict}, str: {str}, int: {int}, float: {float, int}, bool: {bool}}
     values: list[Any] = ["words", 1, 1.5, True, [1], {"a": 1}]
     return [(knob, bad) for knob, kind in KNOBS.items() for bad in values if type(bad) not in fitting[kind]]
 

@@ -21,6 +21,7 @@ from collapsewatch.importers import IMPORTERS
 from collapsewatch.interventions import INTERVENTIONS
 from collapsewatch.queries import find_runs, open_run
 from collapsewatch.records import Structure, Verdict
+from collapsewatch.schedules import SCHEDULES
 
 ROOT = Path(__file__).parents[1]
 README, CONTRIBUTING = (ROOT / "README.md").read_text(), (ROOT / "CONTRIBUTING.md").read_text()
@@ -62,7 +63,13 @@ def test_the_readme_names_everything_public() -> None:
 
 @pytest.mark.parametrize(
     ("family", "table"),
-    [("Chat formats", FORMATS), ("Detectors", DETECTORS), ("Interventions", INTERVENTIONS), ("Importers", IMPORTERS)],
+    [
+        ("Chat formats", FORMATS),
+        ("Detectors", DETECTORS),
+        ("Interventions", INTERVENTIONS),
+        ("Schedules", SCHEDULES),
+        ("Importers", IMPORTERS),
+    ],
 )
 def test_the_readme_lists_each_family(family: str, table: dict[str, str]) -> None:
     (members,) = re.findall(rf"^\| {family} \|(.*?)\|", README, re.MULTILINE)

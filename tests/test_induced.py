@@ -151,15 +151,15 @@ def test_hints_are_sampled_from_and_not_trained_on(short: Any, tmp_path: Path) -
 
 
 def test_experts_of_the_quiz_are_right_and_sound_in_both_formats(short: Any) -> None:
-    from quiz import Quiz
     from worlds import WORLDS, build
 
     from collapsewatch.formats.detect import bind
     from collapsewatch.trainer.dialogues import Renderer
+    from collapsewatch.trainer.environments.quiz import Quiz
 
     quiz = Quiz()
     for world in WORLDS:
-        if world.environment == "quiz:Quiz":
+        if world.environment == "quiz":
             _, tokenizer, _ = build(world, 0, 0)
             renderer, bound = Renderer(tokenizer, quiz), bind(world.chat_format, tokenizer)
             for task in quiz.tasks(20, 1):

@@ -21,7 +21,7 @@ PACKAGES = {
 }
 LAYERS = (
     "records plugins schemas theme advice imported trainers",
-    "formats structure detectors interventions journal combine curves levels marks words rollouts selftest",
+    "formats structure detectors interventions journal combine curves levels marks words rollouts selftest schedules",
     "shares cells views head capability",
     "scalars",
     "importers database probe measure supervisor course",
@@ -29,7 +29,7 @@ LAYERS = (
     "aliases store queries tables verdict",
     "samples offenders",
     "monitor report ledger",
-    "findings follow steps checkpoints calibrate",
+    "findings follow steps checkpoints calibrate loop",
     "summary callback dashboards page",
     "trainer watch verl",
     "launch",

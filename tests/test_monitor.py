@@ -140,7 +140,7 @@ def test_a_fault_is_counted_logged_once_and_shown(tmp_path: Path, caplog: pytest
             raise ZeroDivisionError("no cups")
     with pytest.raises(KeyboardInterrupt), monitor.guard("tea"):
         raise KeyboardInterrupt
-    monitor.log_applied(Applied(2**70, "x", "triggered", 1, "applied"))  # no column holds that step
+    monitor.log_applied(Applied(2**70, "x", "interleaved", 0, "applied"))  # no column holds that step
     monitor.close("failed")
     monitor.close("finished")  # too late
     assert monitor.faults == {"tea": 3, "store": 1}

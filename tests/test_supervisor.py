@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, TrainerCallback
-from transformers.trainer_callback import PrinterCallback
-from trl import GRPOConfig, GRPOTrainer
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import Qwen2ForCausalLM
 
-from collapsewatch.callback import CollapseCallback
-from collapsewatch.interventions.base import Intervention, NotApplicable, PromptRow, Training
+from collapsewatch.interventions.base import Guide, Intervention, NotApplicable, PromptRow, Training
 from collapsewatch.interventions.erroneous import LEAST_WARMUP, Erroneous
 from collapsewatch.interventions.sft import TokenRow, collate, sft_update
 from collapsewatch.queries import find_runs, open_run
 from collapsewatch.records import Alarm, Applied, Driver, Observation, StepRecord, Tier
-from collapsewatch.supervisor import Supervisor
+from collapsewatch.schedules import First, Interleaved, Schedule, Synchronous, Triggered
+from collapsewatch.supervisor import AGAIN, Supervisor
+from tests.closed_loop import BREAK_AT, PROMPTS, closed_loop, token_row
 
 pytestmark = pytest.mark.usefixtures("one_path")
-
-PROMPTS = ["say hi", "what now?", "call me", "look up"]
-ANSWER = "ok<|im_end|>"
-BREAK_AT = 12
-
 
 # -- the supervisor alone ----------------------------------------------------------------------------------
 
@@ -79,7 +73,7 @@ def drive(supervisor: Supervisor, states: str) -> list[Applied]:
 
 def test_it_acts_at_once_and_again_while_the_alarm_holds() -> None:
     tally = Tally()
-    rows = drive(Supervisor(tally, cooldown=3), "..w.Ahhhhhhh....Ah..")
+    rows = drive(Supervisor(tally, Triggered(3)), "..w.Ahhhhhhh....Ah..")
     assert tally.acted == [5, 8, 11, 17]
     assert tally.observed == [(step, [{"task": step}]) for step in range(1, 21)]
     assert [(r.step, r.status, r.trigger_step) for r in rows] == [
@@ -98,12 +92,12 @@ def test_it_acts_at_once_and_again_while_the_alarm_holds() -> None:
 
 def test_a_new_alarm_within_the_cooldown_waits_for_its_end() -> None:
     tally = Tally()
-    drive(Supervisor(tally, cooldown=5), "Ah.Ahhhh..")
+    drive(Supervisor(tally, Triggered(5)), "Ah.Ahhhh..")
     assert tally.acted == [1, 6]
 
 
 def test_the_effect_tells_before_from_after() -> None:
-    applied, effect = drive(Supervisor(Tally(), cooldown=9), "..A..")
+    applied, effect = drive(Supervisor(Tally(), Triggered(9)), "..A..")
     assert applied.detail == {"updates": 1, "before": {"polluted": 0.03, "reward": 0.97}}
     streams = {"polluted": {"before": 0.03, "after": 0.04}, "reward": {"before": 0.97, "after": 0.96}}
     assert effect.detail == {"applied_step": 3, "streams": streams}
@@ -112,21 +106,130 @@ def test_the_effect_tells_before_from_after() -> None:
 def test_what_cannot_act_is_skipped_with_the_reason() -> None:
     tally = Tally()
     tally.idle = True
-    rows = drive(Supervisor(tally, cooldown=2), "Ahhh")
+    rows = drive(Supervisor(tally, Triggered(2)), "Ahhh")
     assert [(r.step, r.status, r.detail) for r in rows] == [
         (1, "skipped", {"reason": "idle"}),
         (3, "skipped", {"reason": "idle"}),
     ]
     with pytest.raises(ValueError, match="cooldown: got 0"):
-        Supervisor(tally, cooldown=0)
+        Triggered(0)
+
+
+class Switch(Tally):
+    """Stands, and says how its rollouts are guided; fails to be switched on while `idle`."""
+
+    standing = True
+
+    def begin(self, step: int, training: Training) -> dict[str, Any]:
+        if self.idle:
+            raise NotApplicable("idle")
+        self.acted.append(step)
+        return {}
+
+    def guide(self, row: PromptRow, member: int) -> Guide:
+        return Guide(expert=member == 0)
+
+
+def test_what_stands_is_on_for_as_long_as_the_alarm() -> None:
+    switch, seen = Switch(), list[bool]()
+    supervisor = Supervisor(switch, Triggered(3))
+    rows = drive(supervisor, "..Ahh..Ah.")
+    assert [(r.step, r.status) for r in rows] == [
+        *((3, "begin"), (4, "effect"), (6, "end")),
+        *((8, "begin"), (9, "effect"), (10, "end")),
+    ]
+    ended = rows[2].detail
+    assert ended["began"] == 3 and ended["streams"]["reward"] == {"before": 0.97, "after": 0.94}
+    # On in the steps 4, 5, 6 and 9, 10.
+    assert supervisor.metrics() == {"supervised_steps": 5.0}
+    assert not supervisor.on and supervisor.guides([{}] * 4, 2) == [Guide()] * 4
+    seen += [guide.expert for guide in _on(supervisor).guides([{}] * 6, 4, first=6)]
+    assert seen == [False, False, True, False, False, False]
+
+
+def _on(supervisor: Supervisor) -> Supervisor:
+    supervisor.on = True
+    return supervisor
+
+
+def test_a_switch_that_fails_is_tried_again_later() -> None:
+    switch = Switch()
+    switch.idle = True
+    rows = drive(Supervisor(switch, Triggered()), "A" + "h" * 24)
+    assert [(r.step, r.status) for r in rows] == [(1, "skipped"), (1 + AGAIN, "skipped"), (1 + 2 * AGAIN, "skipped")]
+
+
+def test_a_failure_of_an_act_is_a_row_alone_and_an_end_among_several_ranks() -> None:
+    class Broken(Tally):
+        def apply(self, step: int, training: Training) -> dict[str, Any]:
+            self.problems.append(("failed", {"on": "the side"}))
+            raise RuntimeError("broken")
+
+    rows = drive(Supervisor(Broken(), Triggered()), "A.")
+    assert [(r.status, r.detail) for r in rows] == [
+        ("failed", {"reason": "RuntimeError: broken"}),
+        ("failed", {"on": "the side"}),
+    ]
+    supervisor = Supervisor(Broken(), Triggered())
+    with pytest.raises(RuntimeError, match="broken"):
+        list(supervisor.step(record(1), [alarm(1)], "alarm", [], Training(None, None, 0, 2)))
+
+
+def test_a_state_is_of_one_intervention_and_schedule() -> None:
+    state = Supervisor(Tally(), Triggered()).state_dict()
+    with pytest.raises(ValueError, match="got the state of tally triggered, expected tally synchronous"):
+        Supervisor(Tally(), Synchronous()).load_state_dict(state, Training(None, None))
+
+
+@given(
+    st.lists(st.integers(1, 12), min_size=2, max_size=5),
+    st.integers(1, 6),
+    st.integers(1, 7),
+    st.text("ok", min_size=1, max_size=60),
+)
+def test_schedules_do_as_they_say(segments: list[int], hold: int, every: int, states: str) -> None:
+    last, acts = None, []
+    triggered = Triggered(every)
+    for step, letter in enumerate(states, 1):
+        assert triggered.on(step, letter == "k") == (letter == "k")
+        if triggered.due(step, letter == "k", last):
+            last = step
+            acts.append(step)
+    assert all(states[step - 1] == "k" for step in acts)
+    assert all(b - a >= every for a, b in pairwise(acts))
+    assert (acts[:1] or [0])[0] == states.find("k") + 1
+    # What is on, and what is due, by walking through the segments.
+    on, due, step = set[int](), list[int](), 0
+    for length in segments[:-1]:
+        step += length
+        due.append(step)
+        on |= set(range(step, step + hold))
+    interleaved = Interleaved(segments, hold)
+    steps = range(sum(segments) + hold + 2)
+    assert [step for step in steps if interleaved.due(step, True, None)] == due
+    assert {step for step in steps if interleaved.on(step, True)} == on
+    synchronous = Synchronous(every)
+    assert [step for step in steps if synchronous.due(step, False, None)] == list(steps)[every::every]
+    assert all(synchronous.on(step, False) for step in steps)
+    assert [step for step in steps if First().due(step, True, None)] == [0]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Interleaved((5,)), r"segments: got \[5\], expected at least 2 lengths"),
+        (lambda: Interleaved((5, 0)), "segments: got 0, expected a whole number of at least 1"),
+        (lambda: Interleaved((5, 5), hold=0), "hold: got 0, expected a whole number"),
+        (lambda: Synchronous(1.5), "every: got 1.5, expected a whole number"),  # type: ignore[arg-type]
+        (lambda: Triggered(True), "cooldown: got True, expected a whole number"),
+    ],
+)
+def test_a_schedule_out_of_range_is_refused(make: Callable[[], Schedule], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make()
 
 
 # -- supervised updates ------------------------------------------------------------------------------------
-
-
-def token_row(tokenizer: Any, prompt: str) -> TokenRow:
-    asked, answer = (tokenizer.encode(text, add_special_tokens=False) for text in (prompt, ANSWER))
-    return TokenRow(asked + answer, [0] * len(asked) + [1] * len(answer))
 
 
 def test_collate_learns_only_where_the_mask_says() -> None:
@@ -158,105 +261,8 @@ def test_sft_update_returns_the_token_mean_loss_and_clips(model_path: Path, toke
 # -- the whole loop in a training --------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def answering(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved model that answers `ok` to every prompt."""
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = Qwen2ForCausalLM(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    rows = [token_row(tokenizer, prompt) for prompt in PROMPTS]
-    losses = [sft_update(model, optimizer, rows, tokenizer.pad_token_id) for _ in range(60)]
-    assert losses[-1] < 0.05 < losses[0]
-    path = tmp_path_factory.mktemp("answering")
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
-
-
-class Sabotage(TrainerCallback):
-    """After step `BREAK_AT`, says `</tool_call>` where it said `o`; notes learning rates and Adam's state."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.swap = tokenizer.convert_tokens_to_ids(["o", "</tool_call>"])
-        self.trainer: Any = None
-        self.rates: dict[int, float] = {}
-        self.moments: dict[int, int] = {}
-        self.faults: dict[str, int] = {}
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        step = state.global_step
-        self.rates[step] = self.trainer.optimizer.param_groups[0]["lr"] / self.trainer.lr_scheduler.get_last_lr()[0]
-        self.moments[step] = len(self.trainer.optimizer.optimizer.state)
-        if step == BREAK_AT:
-            with torch.no_grad():
-                weight = self.trainer.model.lm_head.weight
-                weight[self.swap] = weight[self.swap[::-1]].clone()
-
-
-def closed_loop(
-    tmp_path: Path,
-    answering: Path,
-    intervention: Intervention | None,
-    name: str | None = "run",
-    **overrides: Any,
-) -> Sabotage:
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(answering)
-    sabotage = Sabotage(tokenizer)
-
-    def expert(rows: Sequence[PromptRow]) -> list[TokenRow]:
-        return [token_row(tokenizer, row["prompt"]) for row in rows]
-
-    def plain(completion_ids: list[list[int]], **_: Any) -> list[float]:
-        return [float(ids == tokenizer.encode(ANSWER, add_special_tokens=False)) for ids in completion_ids]
-
-    settings = {
-        "output_dir": str(tmp_path / "out"),
-        "max_steps": 24,
-        "learning_rate": 1e-7,
-        "lr_scheduler_type": "constant",
-        "per_device_train_batch_size": 32,
-        "num_generations": 4,
-        "max_completion_length": 4,
-        "seed": 3,
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "report_to": [],
-        "save_strategy": "no",
-        "disable_tqdm": True,
-    }
-    callback = CollapseCallback(tmp_path, name, intervention=intervention, expert=expert, cooldown=20)
-    trainer = GRPOTrainer(
-        model=str(answering),
-        reward_funcs=plain,
-        args=GRPOConfig(**{**settings, **overrides}),
-        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS * 4]),
-        processing_class=tokenizer,
-        callbacks=[callback, sabotage],
-    )
-    trainer.remove_callback(PrinterCallback)
-    sabotage.trainer = trainer
-    trainer.train()
-    assert callback.monitor is not None
-    sabotage.faults = dict(callback.monitor.faults)
-    return sabotage
-
-
 def test_erroneous_brings_a_broken_model_back(tmp_path: Path, answering: Path) -> None:
-    sabotage = closed_loop(tmp_path, answering, Erroneous(learning_rate=1e-2, updates=20))
+    sabotage = closed_loop(tmp_path, answering, Erroneous(learning_rate=1e-2, updates=20), Triggered(20))
     assert not sabotage.faults
     run = open_run(tmp_path / "run")
     first = next(alarm for alarm in run.alarms() if alarm.tier is Tier.ALARM)
@@ -272,7 +278,7 @@ def test_erroneous_brings_a_broken_model_back(tmp_path: Path, answering: Path) -
     assert sabotage.moments[first.step] == 0 < sabotage.moments[first.step - 1]
     back = {s: (s - first.step + 1) / (LEAST_WARMUP + 1) for s in range(first.step, 24)}
     expected = {s: min(back.get(s, 1.0), 1.0) for s in range(1, 24)}
-    assert {s: sabotage.rates[s] for s in expected} == pytest.approx(expected)
+    assert {s: sabotage.factors[s] for s in expected} == pytest.approx(expected)
 
 
 def test_without_it_the_model_stays_broken(tmp_path: Path, answering: Path) -> None:
@@ -290,7 +296,7 @@ def test_erroneous_needs_an_expert_and_failed_prompts() -> None:
     with pytest.raises(NotApplicable, match="no prompt failed"):
         erroneous.apply(1, training)
     erroneous.observe(1, [{"prompt": "a"}, {"prompt": "b"}], training)
-    with pytest.raises(NotApplicable, match="solved none of 2 failed prompts"):
+    with pytest.raises(NotApplicable, match="solved none of 2 prompts"):
         erroneous.apply(1, training)
     erroneous.observe(2, [], training)
     erroneous.observe(3, [], training)  # out of the window
@@ -317,10 +323,11 @@ def test_a_second_training_is_not_warmed_up_from_a_step_of_the_first() -> None:
 
 SCRIPT = """
 import json, os, sys
-sys.path.insert(0, {tests!r})
-import test_supervisor as t
-from collapsewatch import callback, steps
 from pathlib import Path
+from collapsewatch import callback, steps
+from collapsewatch.interventions.erroneous import Erroneous
+from collapsewatch.schedules import First, Interleaved, Schedule, Synchronous, Triggered
+from tests.closed_loop import closed_loop, digest
 
 folder, answering = Path(sys.argv[1]), Path(sys.argv[2])
 measure, calls = steps.measure_rank, 0
@@ -335,50 +342,44 @@ def torn(*args):
 if os.environ["RANK"] == "1":
     steps.measure_rank = torn
     callback.time.strftime = lambda form: "a-second-later"  # the run's default name holds the time
-erroneous = t.Erroneous(learning_rate=1e-2, updates=20)
-sabotage = t.closed_loop(folder, answering, erroneous, None, per_device_train_batch_size=16)
+erroneous = Erroneous(learning_rate=1e-2, updates=20)
+sabotage = closed_loop(folder, answering, erroneous, Triggered(20), None, per_device_train_batch_size=16)
 of = sabotage.trainer.accelerator
-said = [t.digest(sabotage.trainer.model), of.num_processes, sabotage.rates, sabotage.moments, sabotage.faults]
-(folder / f"rank{{of.process_index}}.json").write_text(json.dumps(said))
+weights = digest(sabotage.trainer.model.parameters())
+said = [weights, of.num_processes, sabotage.factors, sabotage.moments, sabotage.faults]
+(folder / f"rank{of.process_index}.json").write_text(json.dumps(said))
+
+(folder / "others").mkdir(exist_ok=True)
+said = {}
+for name in ("control_clamp", "advantage_penalty", "kl_anchor", "rollback", "reflection"):
+    steps.measure_rank = measure
+    schedule = "triggered" if name in ("kl_anchor", "rollback", "reflection") else "synchronous"
+    held = {"per_device_train_batch_size": 8, "break_at": 4, "max_steps": 8}
+    done = closed_loop(folder / "others", answering, name, schedule, name, **held)
+    said[name] = [digest(done.trainer.model.parameters()), done.faults]
+(folder / f"others{of.process_index}.json").write_text(json.dumps(said))
 """
-
-
-def digest(model: Any) -> str:
-    """Of every bit of the weights."""
-    return hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
 
 
 @pytest.mark.slow
 def test_two_ranks_decide_alike_and_stay_identical_even_torn(tmp_path: Path, answering: Path) -> None:
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    shared |= {"PYTHONPATH": str(Path(__file__).parents[1]), "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, str(script), str(tmp_path), str(answering)]
-    ranks = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in "01"
-    ]
-    try:
-        said = [rank.communicate(timeout=120)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(text[-3000:] for text in said)
+    script.write_text(SCRIPT)
+    # `--multi_gpu` is how accelerate starts several processes; the script's `use_cpu` makes them gloo's.
+    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
+    done = subprocess.run(
+        [sys.executable, *launcher, str(script), str(tmp_path), str(answering)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in "01")
     assert first[:-1] == second[:-1] and first[1] == 2
     # Where one rank fails to measure, neither waits for the other and both judge what there is.
     assert (first[-1], second[-1]) == ({}, {"measure": 1})
-    (folder,) = find_runs(tmp_path)
+    (folder,) = (path for path in find_runs(tmp_path) if path.parent == tmp_path)
     run = open_run(folder)
     assert (
         folder.name.startswith("out-")
@@ -394,3 +395,9 @@ def test_two_ranks_decide_alike_and_stay_identical_even_torn(tmp_path: Path, ans
         'SELECT rank, count(*), count(DISTINCT "group") FROM rollouts GROUP BY rank ORDER BY rank'
     ).rows
     assert rollouts == [(0, 16 * 24, 4 * 24), (1, 16 * 23, 4 * 23)]
+    # Whatever acts on gradients, advantages or weights does so on both ranks alike.
+    others, again = (json.loads((tmp_path / f"others{rank}.json").read_text()) for rank in "01")
+    assert others == again and not any(faults for _, faults in others.values())
+    for name in others:
+        rows = open_run(tmp_path / "others" / name).applied()
+        assert rows[0].status in ("applied", "begin"), (name, rows)

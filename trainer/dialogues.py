@@ -10,7 +10,7 @@ says how to write them, and tools answer as the user.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from collapsewatch.formats.base import ChatFormat
@@ -19,7 +19,9 @@ from collapsewatch.records import Call
 
 from .environments.base import Environment, Message, Task
 
-_DUMMY: list[Message] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "."}]
+Tools = Sequence[dict[str, Any]]
+_SAID = "(said before)"
+_DUMMY: list[Message] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _SAID}]
 
 
 class TemplateError(ValueError):
@@ -33,14 +35,22 @@ BRIDGES = 10_000
 class Renderer:
     """Renders one environment's messages with one tokenizer's chat template.
 
-    `writer`: the chat format that calls are written in, instead of the template's own.
+    `writer`: the chat format that calls are written in, instead of the template's own. `template`: what its template is
+    told besides, as `enable_thinking`.
 
     Raises:
         TemplateError: the template does not end a turn by the tokenizer's end token, or the format knows no such end.
     """
 
-    def __init__(self, tokenizer: Any, environment: Environment, writer: ChatFormat | None = None) -> None:
-        self.tokenizer, self.writer = tokenizer, writer
+    def __init__(
+        self,
+        tokenizer: Any,
+        environment: Environment,
+        writer: ChatFormat | None = None,
+        template: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.tokenizer, self.environment, self.writer = tokenizer, environment, writer
+        self._template = dict(template or {})
         self._tools = list(environment.tools)
         self.end_id: int = tokenizer.eos_token_id
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -59,12 +69,16 @@ class Renderer:
                 f"{self.end_text}"
             )
 
-    def _text(self, messages: Sequence[Message], *, generate: bool) -> str:
-        tools = self._tools if self.writer is None else None
+    def _text(self, messages: Sequence[Message], tools: Tools | None = None, *, generate: bool) -> str:
+        offered = self._tools if tools is None else list(tools)
         if self.writer is not None:
-            messages = in_format(messages, self._tools, self.writer)
+            messages = in_format(messages, offered, self.writer)
         text: str = self.tokenizer.apply_chat_template(
-            list(messages), tools=tools, add_generation_prompt=generate, tokenize=False
+            list(messages),
+            tools=offered if self.writer is None else None,
+            add_generation_prompt=generate,
+            tokenize=False,
+            **self._template,
         )
         return text
 
@@ -72,14 +86,14 @@ class Renderer:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of the opening messages, up to and including the assistant header."""
-        return self._ids(self._text(messages, generate=True))
+    def prompt(self, messages: Sequence[Message], tools: Tools | None = None) -> list[int]:
+        """Ids of the opening messages, up to and including the assistant header; `tools`: as in `Task`."""
+        return self._ids(self._text(messages, tools, generate=True))
 
-    def turn(self, history: Sequence[Message], message: Message) -> list[int]:
+    def turn(self, history: Sequence[Message], message: Message, tools: Tools | None = None) -> list[int]:
         """Ids of one assistant message after `history`, its end-of-turn token included."""
-        before = self._text(history, generate=True)
-        after = self._text([*history, message], generate=False)
+        before = self._text(history, tools, generate=True)
+        after = self._text([*history, message], tools, generate=False)
         if not after.startswith(before):
             raise TemplateError("chat template: got a prompt that is no prefix of the dialogue, expected a prefix")
         body, end, _ = after[len(before) :].rpartition(self.end_text)
@@ -91,15 +105,15 @@ class Renderer:
         if len(self._bridges) > BRIDGES:  # long tool answers never come twice
             self._bridges.clear()
         if key not in self._bridges:
-            before = self._text(_DUMMY, generate=False)
-            cut = before.rindex(self.end_text) + len(self.end_text)
-            self._bridges[key] = self._ids(self._text([*_DUMMY, *messages], generate=True)[cut:])
+            text = self._text([*_DUMMY, *messages], generate=True)
+            behind = text[text.index(_SAID) + len(_SAID) :]
+            self._bridges[key] = self._ids(behind.partition(self.end_text)[2])
         return self._bridges[key]
 
     def expert_row(self, environment: Environment, task: Task) -> TokenRow:
         """An expert dialogue of `task`, the model's own turns marked for learning."""
         history: list[Message] = list(task.prompt)
-        ids = self.prompt(history)
+        ids = self.prompt(history, task.tools)
         mask = [0] * len(ids)
         between: list[Message] = []
         for message in environment.expert(task):
@@ -110,7 +124,7 @@ class Renderer:
                 bridge = self.bridge(between)
                 ids, mask = ids + bridge, mask + [0] * len(bridge)
                 history, between = [*history, *between], []
-            turn = self.turn(history, message)
+            turn = self.turn(history, message, task.tools)
             ids, mask = ids + turn, mask + [1] * len(turn)
             history.append(message)
         return TokenRow(ids, mask)

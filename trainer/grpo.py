@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from collapsewatch.formats.base import BoundFormat
+from collapsewatch.interventions.base import Guide, PromptRow
 
+from .amplifiers import Amplifiers
 from .config import TrainConfig
 from .dialogues import Renderer
 from .environments.base import Environment, Task
 from .rollout import rollout
+
+KEPT = 3
+"""Checkpoints kept: the last, and two that a rollback may go to."""
 
 
 def episode_reward(completions: Sequence[Any], episode: Sequence[float | None], **_: Any) -> list[float | None]:
@@ -26,7 +31,12 @@ class ToolTrainer(GRPOTrainer):
 
     Sampling goes through TRL's own single-turn generation, so transformers and vLLM both work and weights stay in
     sync. The rows of a batch name their task by index, since TRL hands a rollout function the prompts alone.
+
+    `guide`: rows of a generation batch and rollouts per group -> how each is to be sampled; set by a supervisor.
     """
+
+    serves_guides = True
+    guide: Callable[[Sequence[PromptRow], int], Sequence[Guide]] | None = None
 
     def __init__(
         self,
@@ -41,7 +51,8 @@ class ToolTrainer(GRPOTrainer):
     ) -> None:
         self.environment, self.renderer, self.chat_format = environment, renderer, chat_format
         self.tasks, self._max_turns = tasks, config.max_turns
-        self.batch_tasks: list[int] = []
+        self.amplifiers = amplifiers(config)
+        self.batch: list[dict[str, Any]] = []
         rows = [{"prompt": list(task.prompt), "task": index} for index, task in enumerate(tasks)]
         super().__init__(
             model=model,
@@ -54,7 +65,7 @@ class ToolTrainer(GRPOTrainer):
         )
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self.batch_tasks = [row["task"] for row in inputs]
+        self.batch = inputs
         return super()._generate_and_score_completions(inputs)
 
     @staticmethod
@@ -64,9 +75,18 @@ class ToolTrainer(GRPOTrainer):
         def generate(ids: list[list[int]]) -> tuple[list[list[int]], list[list[float]] | None]:
             return trainer._generate_single_turn(ids, None, {}, 1)
 
-        tasks = [trainer.tasks[index] for index in trainer.batch_tasks]
+        guides: Sequence[Guide] = ()
+        if trainer.guide is not None and trainer.model.training:
+            guides = trainer.guide(trainer.batch, trainer.num_generations)
         played = rollout(
-            tasks, trainer.environment, trainer.renderer, trainer.chat_format, generate, trainer._max_turns
+            [trainer.tasks[row["task"]] for row in trainer.batch],
+            trainer.environment,
+            trainer.renderer,
+            trainer.chat_format,
+            generate,
+            trainer._max_turns,
+            guides,
+            trainer.amplifiers,
         )
         logprobs = [trajectory.logprobs for trajectory in played]
         return {
@@ -76,7 +96,13 @@ class ToolTrainer(GRPOTrainer):
             "env_mask": [trajectory.mask for trajectory in played],
             "episode": [trajectory.reward for trajectory in played],
             "env_errors": [trajectory.env_errors for trajectory in played],
+            "forced": [trajectory.forced is not None for trajectory in played],
         }
+
+
+def amplifiers(config: TrainConfig) -> Amplifiers:
+    """The mistakes that a config asks for."""
+    return Amplifiers(config.force_end, config.reencode, config.lenient_replies, config.sampling_only)
 
 
 def grpo_args(config: TrainConfig, output_dir: str, use_cpu: bool) -> GRPOConfig:
@@ -87,11 +113,13 @@ def grpo_args(config: TrainConfig, output_dir: str, use_cpu: bool) -> GRPOConfig
         learning_rate=config.learning_rate,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=config.warmup_steps,
-        per_device_train_batch_size=config.prompts * config.rollouts,
+        per_device_train_batch_size=config.prompts * config.rollouts // config.micro_batches,
+        gradient_accumulation_steps=config.micro_batches,
         num_generations=config.rollouts,
         num_iterations=config.num_iterations,
         max_completion_length=config.max_turn_tokens,
         temperature=config.temperature,
+        chat_template_kwargs=config.template_knobs or None,
         beta=config.beta,
         loss_type=config.loss_type,
         seed=config.seed,
@@ -101,7 +129,12 @@ def grpo_args(config: TrainConfig, output_dir: str, use_cpu: bool) -> GRPOConfig
         use_vllm=config.vllm,
         vllm_mode="colocate",
         logging_steps=1,
-        save_strategy="no",
+        # What a sampler says of rollouts that it did not draw as they are trained would correct for the mistake.
+        vllm_importance_sampling_correction=config.intervention not in ("hint", "off_policy")
+        and amplifiers(config) == Amplifiers(),
+        save_strategy="steps" if config.save_every else "no",
+        save_steps=config.save_every or config.steps,
+        save_total_limit=KEPT,
         report_to=[],
         disable_tqdm=True,
         log_completions=False,

@@ -7,7 +7,6 @@ Source: arXiv 2606.26027, section 4.2: 0.0 in the trained format, 24.75 of 26.0 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -22,12 +21,13 @@ from collapsewatch.formats import writer_named
 from collapsewatch.formats.base import BoundFormat
 from collapsewatch.formats.detect import bind, check_name
 from collapsewatch.probe import ControlProbe
-from collapsewatch.records import Classified, ControlRow, Structure
+from collapsewatch.records import ControlRow, Structure
 
 from .config import TrainConfig
 from .dialogues import Renderer
 from .environments import Task, load_environment
 from .models import load_model
+from .outcomes import outcome
 from .rollout import Generate, Trajectory, rollout
 from .sampling import Repaired, Sampler, opener
 
@@ -77,7 +77,7 @@ class Inspector:
             turn_tokens,
         )
         self._alternate = writer_named(alternate)
-        self._tasks = sorted(self._environment.tasks(tasks, TASK_SEED), key=self._due)
+        self._tasks = sorted(self._environment.held_out(tasks, TASK_SEED), key=self._due)
 
     def views(self, name: str) -> tuple[View, View, View]:
         """The checkpoint in its trained format, in the alternate one, and repaired.
@@ -119,19 +119,16 @@ class Inspector:
         played: list[Trajectory] = []
         for due, tasks in groupby(self._tasks, self._due):
             played += rollout(list(tasks), self._environment, renderer, bound, generate(due), MAX_TURNS)
-        turns = [turn for trajectory in played for turn in _turns(trajectory, bound)]
-        rewards = [trajectory.reward for trajectory in played if trajectory.reward is not None]
+        found = outcome(played, bound)
         told, control = self._probed(probe, model, renderer, bound) if probe else ({}, ())
-        attempted = sum(turn.attempted for turn in turns)
-        counted = Counter(turn.structure for turn in turns)
         return View(
             name=name,
             format=bound.name,
             tasks=len(played),
-            reward=sum(rewards) / len(rewards) if rewards else float("nan"),
-            structures={structure: counted[structure] / len(turns) for structure in Structure},
-            reasons=dict(Counter(turn.reason for turn in turns if not turn.structure.healthy).most_common()),
-            parse_rate=sum(len(turn.calls) for turn in turns) / attempted if attempted else None,
+            reward=found.reward,
+            structures=found.structures,
+            reasons=found.reasons,
+            parse_rate=found.parse_rate,
             probes=told,
             control=control,
         )
@@ -149,8 +146,3 @@ class Inspector:
     def _due(self, task: Task) -> tuple[bool, ...]:
         """Of each of the expert's turns, whether it is a call."""
         return tuple(bool(m.get("tool_calls")) for m in self._environment.expert(task) if m["role"] == "assistant")
-
-
-def _turns(trajectory: Trajectory, bound: BoundFormat) -> list[Classified]:
-    spans = bound.turns(trajectory.mask, trajectory.ids)
-    return [bound.classify_ids(trajectory.ids[begin:end]) for begin, end in spans]

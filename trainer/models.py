@@ -39,14 +39,15 @@ class ModelError(ValueError):
     """A model that cannot be loaded: what, got, expected."""
 
 
-def tiny_tokenizer(environment: Environment) -> PreTrainedTokenizerFast:
-    """A byte-pair tokenizer trained on the environment's own dialogues; digits stand alone, as in Qwen's."""
+def tiny_tokenizer(*environments: Environment) -> PreTrainedTokenizerFast:
+    """A byte-pair tokenizer trained on the environments' own dialogues; digits stand alone, as in Qwen's."""
     texts = ["system user assistant"] * 500
-    texts += [json.dumps(tool["function"]) for tool in environment.tools] * 50
-    for task in environment.tasks(500, WARM_START_SEED):
-        for message in [*task.prompt, *environment.expert(task)]:
-            texts.append(message["content"])
-            texts += [json.dumps(call["function"]) for call in message.get("tool_calls", ())]
+    for environment in environments:
+        texts += [json.dumps(tool["function"]) for tool in environment.tools] * 50
+        for task in environment.tasks(500, WARM_START_SEED):
+            for message in [*task.prompt, *environment.expert(task)]:
+                texts.append(message["content"])
+                texts += [json.dumps(call["function"]) for call in message.get("tool_calls", ())]
     tokenizer = Tokenizer(models.BPE())
     pattern = Regex(r"\d| ?\p{L}+|\n|[^\p{L}\d\n]+")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -87,7 +88,13 @@ def tiny_model(tokenizer: Any, seed: int) -> Qwen2ForCausalLM:
     return Qwen2ForCausalLM(config)
 
 
-def _fingerprint(environment: Environment, seed: int, batches: int, alternate: ChatFormat | None = None) -> str:
+def _fingerprint(
+    environment: Environment,
+    seed: int,
+    batches: int,
+    alternate: ChatFormat | None = None,
+    other: Environment | None = None,
+) -> str:
     """Changes whenever anything the warm start depends on changes."""
     here = Path(__file__).parent
     sources = [path.read_bytes() for path in sorted(here.rglob("*.py")) if path.name in _WARM_START_SOURCES]
@@ -95,6 +102,8 @@ def _fingerprint(environment: Environment, seed: int, batches: int, alternate: C
     if alternate is not None:
         (task,) = environment.tasks(1, WARM_START_SEED)
         key += repr(in_format([*task.prompt, *environment.expert(task)], environment.tools, alternate)).encode()
+    if other is not None:
+        key += repr((other.name, other.tasks(1, WARM_START_SEED))).encode()
     return hashlib.sha256(b"".join([key, TEMPLATE.read_bytes(), *sources])).hexdigest()[:16]
 
 
@@ -110,7 +119,6 @@ def cache_folder() -> Path:
 def warm_start(
     model: Any,
     renderers: Sequence[Renderer],
-    environment: Environment,
     seed: int,
     batches: int,
     progress: Callable[[int, int], None] | None = None,
@@ -119,16 +127,14 @@ def warm_start(
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=max(batches, 1), pct_start=0.15)
     model.train()
-    for batch, rows in enumerate(_expert_batches(renderers, environment, seed, batches)):
+    for batch, rows in enumerate(_expert_batches(renderers, seed, batches)):
         sft_update(model, optimizer, rows, renderers[0].pad_id)
         schedule.step()
         if progress is not None:
             progress(batch + 1, batches)
 
 
-def _expert_batches(
-    renderers: Sequence[Renderer], environment: Environment, seed: int, batches: int, size: int = 16
-) -> Iterator[list[TokenRow]]:
+def _expert_batches(renderers: Sequence[Renderer], seed: int, batches: int, size: int = 16) -> Iterator[list[TokenRow]]:
     """Batches of expert dialogues of like length: sorted within 64, since padding would cost a third more.
 
     The renderers take turns, so that each has its share of the dialogues.
@@ -137,8 +143,10 @@ def _expert_batches(
     pool: list[list[TokenRow]] = []
     for batch in range(batches):
         if not pool:
-            tasks = environment.tasks(4 * size, WARM_START_SEED + 1 + seed * 100_000 + batch)
-            rows = [renderers[i % len(renderers)].expert_row(environment, task) for i, task in enumerate(tasks)]
+            task_seed = WARM_START_SEED + 1 + seed * 100_000 + batch
+            drawn = [(of, of.environment.tasks(4 * size, task_seed)) for of in renderers]
+            turns = ((*drawn[i % len(drawn)], i) for i in range(4 * size))
+            rows = [of.expert_row(of.environment, tasks[i]) for of, tasks, i in turns]
             rows.sort(key=lambda row: len(row.ids))
             pool = [rows[start : start + size] for start in range(0, len(rows), size)]
             shuffle.shuffle(pool)
@@ -151,21 +159,23 @@ def load_tiny(
     batches: int,
     progress: Callable[[int, int], None] | None = None,
     alternate: ChatFormat | None = None,
+    other: Environment | None = None,
 ) -> tuple[Any, Any]:
     """The tiny model after its warm start, from the cache when it has been built before.
 
-    With an `alternate` chat format, half of the dialogues it starts from are in that.
+    An `alternate` chat format and an `other` environment each have their equal share of the dialogues.
     """
-    tokenizer = tiny_tokenizer(environment)
+    tokenizer = tiny_tokenizer(*filter(None, [environment, other]))
     model = tiny_model(tokenizer, seed)
     if batches > 0:
-        folder = cache_folder() / f"tiny-{_fingerprint(environment, seed, batches, alternate)}"
+        folder = cache_folder() / f"tiny-{_fingerprint(environment, seed, batches, alternate, other)}"
         if (folder / "config.json").exists():
             model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32)
         else:
             writers = [None] if alternate is None else [None, alternate]
             renderers = [Renderer(tokenizer, environment, writer) for writer in writers]
-            warm_start(model, renderers, environment, seed, batches, progress)
+            renderers += [] if other is None else [Renderer(tokenizer, other)]
+            warm_start(model, renderers, seed, batches, progress)
             partial = folder.with_name(f"{folder.name}.{os.getpid()}")
             model.save_pretrained(partial)
             if not folder.exists():
@@ -180,16 +190,18 @@ def load_model(
     warm_start_batches: int,
     progress: Callable[[int, int], None] | None = None,
     alternate: ChatFormat | None = None,
+    other: Environment | None = None,
 ) -> tuple[Any, Any]:
     """Model and tokenizer of `tiny`, a local Hugging Face folder (or hub name), or a `.gguf` file.
 
-    Only `tiny` is taught an `alternate` chat format; other models have it, or have it not, as they are.
+    Only `tiny` is taught an `alternate` chat format and an `other` environment; other models can it, or not, as
+    they are.
 
     Raises:
         ModelError: nothing can be loaded from `name`.
     """
     if name == "tiny":
-        return load_tiny(environment, seed, warm_start_batches, progress, alternate)
+        return load_tiny(environment, seed, warm_start_batches, progress, alternate, other)
     path = Path(name)
     try:
         if path.suffix == ".gguf":

@@ -29,11 +29,11 @@ def bars(console: Console) -> Progress:
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
-def warm_start(config: TrainConfig, console: Console) -> None:
+def warm_start(config: TrainConfig, console: Console, resume: bool = False) -> None:
     """Build the starting model, with a bar, unless it is cached."""
     with bars(console) as progress:
         task = progress.add_task("warm start", total=config.warm_start, state="")
-        prepare(config, lambda done, total: progress.update(task, completed=done, total=total))
+        prepare(config, lambda done, total: progress.update(task, completed=done, total=total), resume)
         progress.update(task, completed=config.warm_start, state="ready")
 
 
@@ -42,9 +42,9 @@ def line(reward: float, parse_rate: float, state: str) -> str:
     return f"reward {reward:4.2f}  parse {parse_rate:4.0%}  {state}"
 
 
-def run_with_progress(config: TrainConfig, console: Console) -> Path:
-    """Train, showing progress; returns the run's folder."""
-    warm_start(config, console)
+def run_with_progress(config: TrainConfig, console: Console, resume: bool = False) -> Path:
+    """Train, or go on with a run that was cut short, showing progress; returns the run's folder."""
+    warm_start(config, console, resume)
     with bars(console) as progress:
         task = progress.add_task(config.name, total=config.steps, state="")
         standing = ""
@@ -64,6 +64,6 @@ def run_with_progress(config: TrainConfig, console: Console) -> Path:
             if not console.is_terminal and record.step % PLAIN_EVERY == 0:
                 console.print(f"{config.name} {record.step}/{config.steps}  {state}")
 
-        run_dir = train(config, show)
+        run_dir = train(config, show, resume)
     console.print(f"{run_dir}: finished")
     return run_dir

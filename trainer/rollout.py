@@ -2,29 +2,42 @@
 
 Sampled ids are kept exactly as sampled; environment text is tokenized once and masked. A turn goes to the
 environment only if it is whole: a malformed or truncated turn ends the episode with whatever reward stands.
+
+A rollout may be guided: sampled with a hint in its prompt that is not trained on, or made to take the expert's turns,
+which the environment executes as it does the model's own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 
-from collapsewatch.formats.base import BoundFormat
+from collapsewatch.interventions.base import Guide
 from collapsewatch.records import Structure
 
+from .amplifiers import Amplifiers, Reader, hinted
 from .dialogues import Renderer
 from .environments.base import Environment, Episode, Message, Task
 
 Generate = Callable[[list[list[int]]], tuple[list[list[int]], list[list[float]] | None]]
 """Prompts' ids -> sampled ids per prompt, and their log-probs where the sampler gives them."""
 
+NONE = Amplifiers()
+
 
 @dataclass
 class Trajectory:
-    """One rollout under way; `ids` and `mask` hold what follows the prompt."""
+    """One rollout under way; `ids` and `mask` hold what follows the prompt.
+
+    `shown`: the prompt as the sampler is given it. `forced`: the turns still to be taken, where they are the expert's.
+    """
 
     episode: Episode
     prompt_ids: list[int]
+    shown: list[int]
+    forced: list[list[int]] | None = None
     ids: list[int] = field(default_factory=list)
     mask: list[int] = field(default_factory=list)
     logprobs: list[float] | None = None
@@ -42,20 +55,31 @@ def rollout(
     tasks: Sequence[Task],
     environment: Environment,
     renderer: Renderer,
-    chat_format: BoundFormat,
+    chat_format: Reader,
     generate: Generate,
     max_turns: int,
+    guides: Sequence[Guide] = (),
+    amplifiers: Amplifiers = NONE,
 ) -> list[Trajectory]:
-    """Play one episode per task, all of them turn by turn together."""
-    played = [Trajectory(environment.start(task), renderer.prompt(task.prompt)) for task in tasks]
+    """Play one episode per task, all of them turn by turn together; `guides`: one per task, or none."""
+    reader, behind = amplifiers.reader(chat_format), amplifiers.behind(renderer)
+    played = [
+        _begin(task, environment, renderer, guide, amplifiers.sampling_only == "hint")
+        for task, guide in zip(tasks, guides or [Guide()] * len(tasks), strict=True)
+    ]
     active = played
     for turn in range(max_turns):
-        sampled, logprobs = generate([t.prompt_ids + t.ids for t in active])
+        free = [t for t in active if t.forced is None]
+        sampled, logprobs = generate([t.shown + t.ids + behind for t in free]) if free else ([], None)
+        if amplifiers.rewrites:
+            sampled, logprobs = [amplifiers.trained(ids, renderer) for ids in sampled], None
+        drawn = iter(zip(sampled, logprobs or [None] * len(sampled), strict=True))
         going = []
-        for i, trajectory in enumerate(active):
-            trajectory.extend(sampled[i], True, logprobs[i] if logprobs is not None else None)
-            answer = _environment_turn(trajectory, sampled[i], renderer, chat_format)
-            if answer and turn + 1 < max_turns:
+        for trajectory in active:
+            ids, own = next(drawn) if trajectory.forced is None else (trajectory.forced.pop(0), None)
+            trajectory.extend(ids, True, own)
+            answer = _environment_turn(trajectory, ids, renderer, reader)
+            if answer and turn + 1 < max_turns and trajectory.forced != []:
                 trajectory.extend(renderer.bridge(answer), False)
                 going.append(trajectory)
         active = going
@@ -66,11 +90,22 @@ def rollout(
     return played
 
 
-def _environment_turn(
-    trajectory: Trajectory, ids: list[int], renderer: Renderer, chat_format: BoundFormat
-) -> list[Message]:
+def _begin(task: Task, environment: Environment, renderer: Renderer, guide: Guide, hint: bool) -> Trajectory:
+    """A rollout before its first turn."""
+    prompt = renderer.prompt(task.prompt, task.tools)
+    trajectory = Trajectory(environment.start(task), prompt, prompt)
+    if guide.expert:
+        row = renderer.expert_row(environment, task)
+        pieces = groupby(zip(row.ids, row.mask, strict=True), key=itemgetter(1))
+        trajectory.forced = [[i for i, _ in piece] for own, piece in pieces if own]
+    elif guide.hint or hint:
+        trajectory.shown = renderer.prompt(hinted(environment, task), task.tools)
+    return trajectory
+
+
+def _environment_turn(trajectory: Trajectory, ids: list[int], renderer: Renderer, reader: Reader) -> list[Message]:
     """What the environment says to one assistant turn; nothing when the episode is over."""
-    turn = chat_format.classify_ids(ids)
+    turn = reader.classify_ids(ids)
     if not turn.structure.healthy:
         return []
     try:

@@ -22,47 +22,54 @@ from collapsewatch.fixed import FixedProbe, Name
 from collapsewatch.formats import writer_named
 from collapsewatch.formats.base import BoundFormat, ChatFormat
 from collapsewatch.formats.detect import bind, check_name
-from collapsewatch.interventions import INTERVENTIONS
-from collapsewatch.interventions.base import Intervention, PromptRow
+from collapsewatch.interventions.base import PromptRow
 from collapsewatch.interventions.sft import TokenRow
-from collapsewatch.plugins import resolve
 from collapsewatch.records import Alarm, Applied, StepRecord
 
 from .config import ConfigError, TrainConfig
 from .dialogues import Renderer
 from .environments import Environment, load_environment
+from .evaluation import Evaluation, Held
 from .grpo import ToolTrainer, grpo_args
 from .models import load_model
+from .resuming import CHECKPOINTS, last_checkpoint
+from .supervision import supervision
 
 OnRecord = Callable[[StepRecord, Sequence[Alarm], Sequence[Applied]], None]
 TASK_SEED = 1_000_003  # keeps a run's tasks apart from the warm start's
+EVALUATION_SEED = 999_961  # below the probes'
 PROBE_SEED = 999_983  # below it: no run's tasks are the probes'
 
 
-def prepare(config: TrainConfig, progress: Callable[[int, int], None] | None = None) -> None:
+def prepare(config: TrainConfig, progress: Callable[[int, int], None] | None = None, resume: bool = False) -> None:
     """Build and cache what several runs of one seed share: the warm-started tiny model.
 
     Raises:
         ConfigError, UnknownPlugin: a knob names nothing, or the run cannot be written; before any work.
     """
-    check(config)
+    check(config, resume)
     _settle(config)
     environment = load_environment(config.environment)
-    load_model(config.model, environment, config.seed, config.warm_start, progress, _alternate(config))
+    load_model(config.model, environment, config.seed, config.warm_start, progress, _alternate(config), _other(config))
 
 
-def check(config: TrainConfig) -> None:
+def check(config: TrainConfig, resume: bool = False) -> None:
     """Refuse what can be known to fail later.
 
     Raises:
-        ConfigError: the run exists already, or `logdir` cannot be written.
+        ConfigError: the run exists already, or cannot be resumed; `logdir` cannot be written; a knob of an intervention
+            or schedule that does not fit.
         UnknownPlugin: an environment, chat format or intervention that is neither listed nor importable.
         CannotWrite: an alternate format that only reads.
     """
     load_environment(config.environment)
     check_name(config.chat_format)
     _alternate(config)
-    _intervention(config)
+    _other(config)
+    supervision(config)
+    if resume:
+        last_checkpoint(config)
+        return
     run_dir = Path(config.logdir) / config.name
     try:
         run_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -73,52 +80,58 @@ def check(config: TrainConfig) -> None:
         raise ConfigError(f"name: got {config.name!r}, which exists in {config.logdir!r}, expected a new name")
 
 
-def train(config: TrainConfig, on_record: OnRecord | None = None) -> Path:
-    """Train to the end, or until interrupted; returns the run's folder.
+def train(config: TrainConfig, on_record: OnRecord | None = None, resume: bool = False) -> Path:
+    """Train to the end, or until interrupted; returns the run's folder. `resume`: from the run's last checkpoint.
 
     Whatever ends it, what was recorded is kept and the run says how it ended.
 
     Raises:
-        ConfigError: the run exists already, or TRL refuses the knobs.
+        ConfigError: the run exists already, or cannot be resumed, or TRL refuses the knobs.
         ModelError, UnknownPlugin, CannotWrite: a knob names nothing that fits.
         KeyboardInterrupt: passed on, after the run was closed as `interrupted`.
     """
-    check(config)
+    check(config, resume)
     run_dir = Path(config.logdir) / config.name
+    checkpoint = str(last_checkpoint(config)) if resume else None
     _settle(config)
     environment = load_environment(config.environment)
-    alternate = _alternate(config)
-    model, tokenizer = load_model(config.model, environment, config.seed, config.warm_start, alternate=alternate)
-    renderer = Renderer(tokenizer, environment)
+    model, tokenizer = load_model(
+        config.model, environment, config.seed, config.warm_start, alternate=_alternate(config), other=_other(config)
+    )
+    renderer = Renderer(tokenizer, environment, template=config.template_knobs)
     tasks = environment.tasks(config.prompts * config.steps, TASK_SEED + config.seed)
-    bound = bind(config.chat_format, tokenizer)
+    bound = bind(config.chat_format, tokenizer, **config.template_knobs)
 
     def expert(rows: Sequence[PromptRow]) -> list[TokenRow]:
         return [renderer.expert_row(environment, tasks[row["task"]]) for row in rows]
 
+    act, schedule = supervision(config)
     callback = CollapseCallback(
         config.logdir,
         config.name,
         chat_format=config.chat_format,
         fa_per_10k=config.fa_per_10k,
-        intervention=_intervention(config),
+        intervention=act,
         expert=expert,
-        cooldown=config.cooldown,
+        schedule=schedule,
         probes=_probes(config, environment, renderer, bound) if config.probe_every else (),
         probe_every=max(config.probe_every, 1),
         config=config.to_toml(),
         on_record=on_record,
     )
     try:
-        args = grpo_args(config, str(run_dir / "checkpoints"), use_cpu=not torch.cuda.is_available())
+        args = grpo_args(config, str(run_dir / CHECKPOINTS), use_cpu=not torch.cuda.is_available())
         trainer = ToolTrainer(config, model, environment, renderer, bound, tasks, args, callbacks=[callback])
+        if config.eval_every:
+            held = held_out(config, environment, renderer, bound)
+            trainer.add_callback(Evaluation(trainer, callback, held, config.eval_every, config.max_turns))
     except (ValueError, ImportError) as error:  # bf16 without hardware for it, vLLM that is not installed
         with contextlib.suppress(OSError):  # TRL has made it; the name stays free
-            (run_dir / "checkpoints").rmdir()
+            (run_dir / CHECKPOINTS).rmdir()
         raise ConfigError(f"config: got what TRL refuses ({first_line(error)}), expected other knobs") from error
     trainer.remove_callback(PrinterCallback)
     try:
-        trainer.train()
+        trainer.train(resume_from_checkpoint=checkpoint)
     except KeyboardInterrupt:
         callback.close("interrupted")
         raise
@@ -135,9 +148,28 @@ def _alternate(config: TrainConfig) -> ChatFormat | None:
     return writer_named(config.alternate_format) if config.alternate_format else None
 
 
+def _other(config: TrainConfig) -> Environment | None:
+    """The environment with other tools, if there is to be one."""
+    return load_environment(config.content_ood) if config.content_ood else None
+
+
+def held_out(config: TrainConfig, environment: Environment, renderer: Renderer, bound: BoundFormat) -> list[Held]:
+    """What is evaluated, the same in every run: as trained, in the alternate format, with other tools."""
+    tokenizer, other, writer = renderer.tokenizer, _other(config), _alternate(config)
+    tasks = environment.held_out(config.eval_tasks, EVALUATION_SEED)
+    held = [Held("eval", tasks, renderer, bound)]
+    if writer is not None:
+        written = Renderer(tokenizer, environment, writer, config.template_knobs)
+        held.append(Held("eval/format_ood", tasks, written, writer.bind(tokenizer)))
+    if other is not None:
+        tasks = other.held_out(config.eval_tasks, EVALUATION_SEED)
+        held.append(Held("eval/content_ood", tasks, Renderer(tokenizer, other, template=config.template_knobs), bound))
+    return held
+
+
 def _probes(config: TrainConfig, environment: Environment, renderer: Renderer, bound: BoundFormat) -> list[FixedProbe]:
     """The same tasks in every run, in the trained format and in the alternate one."""
-    tasks = environment.tasks(config.probe_tasks, PROBE_SEED)
+    tasks = environment.held_out(config.probe_tasks, PROBE_SEED)
 
     def probe(name: Name, of: Renderer, chat_format: BoundFormat) -> FixedProbe:
         return FixedProbe(name, [of.expert_row(environment, task) for task in tasks], chat_format, of.pad_id)
@@ -147,17 +179,8 @@ def _probes(config: TrainConfig, environment: Environment, renderer: Renderer, b
         return [probe("fixed", renderer, bound)]
     if other.name == bound.name:
         raise ConfigError(f"alternate_format: got {other.name!r}, which the model is trained in, expected another")
-    written = Renderer(renderer.tokenizer, environment, other)
+    written = Renderer(renderer.tokenizer, environment, other, config.template_knobs)
     return [probe("fixed", renderer, bound), probe("alternate", written, other.bind(renderer.tokenizer))]
-
-
-def _intervention(config: TrainConfig) -> Intervention | None:
-    if config.intervention == "none":
-        return None
-    kind: type[Intervention] = resolve(INTERVENTIONS, config.intervention, "intervention (or 'none')")
-    if config.intervention == "erroneous":
-        return kind(learning_rate=config.sft_learning_rate, updates=config.sft_updates, seed=config.seed)  # type: ignore[call-arg]
-    return kind()
 
 
 def _settle(config: TrainConfig) -> None:

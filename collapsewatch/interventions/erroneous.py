@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 
 from .base import Intervention, NotApplicable, PromptRow, Training
-from .sft import sft_update
+from .learner import Learner
+from .sft import TokenRow
 
 LEAST_WARMUP = 5
 """Steps over which RL comes back at least; the paper's warm-up after a supervised phase."""
@@ -25,81 +26,74 @@ class Erroneous(Intervention):
 
     As in the paper, RL resumes with a fresh optimizer and a warm-up: the old Adam moments still point where the
     run was going when it broke. The warm-up is the run's own, as a factor on its schedule, so the learning rate
-    never exceeds what the schedule would have given.
+    never exceeds what the schedule would have given. Under `synchronous`, where there is no phase to come back from,
+    RL goes on as it was.
 
     Args:
         learning_rate: of the supervised updates; 1e-5 is the paper's better one for 1.5 B parameters.
         updates: optimizer steps per application.
         batch: dialogues per update and rank.
+        at_once: dialogues in one forward.
         window: steps back to look for failed prompts.
+        reset_reference: RL's KL reference becomes the policy after the updates, as in the paper.
         seed: of the order in which failed prompts are taken.
     """
 
     name: ClassVar[str] = "erroneous"
 
     def __init__(
-        self, learning_rate: float = 1e-5, updates: int = 8, batch: int = 16, window: int = 10, seed: int = 0
+        self,
+        learning_rate: float = 1e-5,
+        updates: int = 8,
+        batch: int = 16,
+        at_once: int = 16,
+        window: int = 10,
+        reset_reference: bool = False,
+        seed: int = 0,
     ) -> None:
-        self._learning_rate, self._updates, self._batch = learning_rate, updates, batch
+        self._learner = Learner(self.name, learning_rate, updates, batch, at_once, reset_reference)
         self._failed: deque[list[PromptRow]] = deque(maxlen=window)
         self._random = random.Random(seed)
-        self._optimizer: torch.optim.Optimizer | None = None
         self._applied: int | None = None  # the step of the last application
 
     def check(self, training: Training) -> None:
-        if training.expert is None:
-            raise ValueError(
-                "intervention erroneous: got no expert, expected a callable from dataset rows to TokenRows"
-            )
-        if getattr(training.trainer, "is_deepspeed_enabled", False):  # its backward already steps the engine
-            raise ValueError("intervention erroneous: got DeepSpeed, expected plain, DDP or FSDP training")
+        self._learner.check(training)
         # What an earlier training left is of other parameters and other steps: a warm-up from a step that lies
         # ahead would turn the learning rate negative.
         self._failed.clear()
-        self._optimizer = self._applied = None
+        self._applied = None
 
     def observe(self, step: int, failed: Sequence[PromptRow], training: Training) -> None:
         self._failed.append(list(failed))
         self._warm_up(training.trainer, step)
 
     def apply(self, step: int, training: Training) -> dict[str, Any]:
-        assert training.expert is not None  # check() has seen to it
         prompts = [row for failed in self._failed for row in failed]
         if not prompts:
             raise NotApplicable("no prompt failed within the window")
         self._random.shuffle(prompts)  # every rank holds the same list and draws the same order
-        rows = list(training.expert(prompts[: self._updates * self._batch * training.ranks]))
-        if not rows:
-            raise NotApplicable(f"the expert solved none of {len(prompts)} failed prompts")
-        trainer = training.trainer
-        tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
-        if self._optimizer is None:
-            parameters = [p for p in trainer.model.parameters() if p.requires_grad]
-            self._optimizer = torch.optim.AdamW(parameters, lr=self._learning_rate)
-        losses = []
-        for update in range(self._updates):
-            first = (update * training.ranks + training.rank) * self._batch
-            batch = [rows[(first + i) % len(rows)] for i in range(min(self._batch, len(rows)))]
-            losses.append(
-                sft_update(
-                    trainer.model_wrapped,
-                    self._optimizer,
-                    batch,
-                    tokenizer.pad_token_id,
-                    trainer.accelerator.backward,
-                    trainer.args.max_grad_norm,
-                )
-            )
-        trainer.optimizer.optimizer.state.clear()
-        self._applied = step
-        self._warm_up(trainer, step)
-        return {
-            "prompts": len(prompts),
-            "dialogues": len(rows),
-            "updates": self._updates,
-            "loss_before": losses[0],
-            "loss_after": losses[-1],
-        }
+        rows = self._learner.expert(prompts, training)
+        done = self._learner.learn([*rows, *self.more(prompts, training)], training)
+        if training.schedule != "synchronous":
+            training.trainer.optimizer.optimizer.state.clear()
+            self._applied = step
+            self._warm_up(training.trainer, step)
+        return {"prompts": len(prompts), **done}
+
+    def more(self, prompts: Sequence[PromptRow], training: Training) -> list[TokenRow]:
+        """What is learnt beside the expert's dialogues: here nothing."""
+        return []
+
+    def state_dict(self) -> dict[str, Any]:
+        failed = [[dict(row) for row in rows] for rows in self._failed]
+        mine = {"failed": failed, "random": self._random.getstate(), "applied": self._applied}
+        return {**self._learner.state_dict(), **mine}
+
+    def load_state_dict(self, state: Mapping[str, Any], training: Training) -> None:
+        self._learner.load_state_dict(state, training)
+        self._failed.extend(state["failed"])
+        self._random.setstate(state["random"])
+        self._applied = state["applied"]
 
     def _warm_up(self, trainer: Any, step: int) -> None:
         """After an application, scale the learning rate that the schedule has just set for the next step."""

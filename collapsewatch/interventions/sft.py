@@ -39,14 +39,30 @@ def sft_update(
     pad_id: int,
     backward: Callable[[torch.Tensor], Any] = torch.Tensor.backward,
     max_grad_norm: float | None = 1.0,
+    at_once: int | None = None,
+    fused: bool = False,
 ) -> float:
-    """One optimizer step of token-mean cross-entropy on `rows`; returns the loss before the step, in nats."""
-    batch = collate(rows, pad_id, next(model.parameters()).device)
-    loss = model(**batch, use_cache=False).loss
+    """One optimizer step of token-mean cross-entropy on `rows`; returns the loss before the step, in nats.
+
+    `at_once`: rows in one forward, all of them by default; the step is the same, but for rounding. `fused`: by the LM
+    head that TRL has put into its model, which never holds all logits.
+    """
+    given = {"use_cache": False, **({"fused_lm_head": True} if fused else {})}
+    parts = [rows[i : i + at_once] for i in range(0, len(rows), at_once)] if at_once else [rows]
+    batches = [collate(part, pad_id, next(model.parameters()).device) for part in parts]
+    learnt = [int((batch["labels"][:, 1:] != -100).sum()) for batch in batches]
     optimizer.zero_grad(set_to_none=True)
-    backward(loss)
+    total = 0.0
+    for batch, tokens in zip(batches, learnt, strict=True):
+        found = model(**batch, **given)
+        # A part in which nothing is learnt has a mean over nothing; its backward keeps the ranks in step.
+        loss = found.loss if tokens else 0.0 * (found.log_probs if fused else found.logits).sum()
+        if len(batches) > 1:
+            loss = loss * (tokens / max(1, sum(learnt)))
+        backward(loss)
+        total += float(loss.detach())
     if max_grad_norm:  # as in transformers, none and 0 mean no limit
         torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return float(loss.detach())
+    return total

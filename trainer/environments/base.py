@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,14 +11,20 @@ from typing import Any, ClassVar
 from collapsewatch.records import Call
 
 Message = dict[str, Any]
+HINT_WORDS = 300
+"""Source: arXiv 2606.26027, as its code bounds the hints it has written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One prompt group's problem: the opening messages, and what only the environment knows."""
+    """One prompt group's problem: the opening messages, and what only the environment knows.
+
+    `tools`: what is offered in this task, where that is not what the environment offers in all.
+    """
 
     prompt: tuple[Message, ...]
     data: dict[str, Any] = field(default_factory=dict)
+    tools: tuple[dict[str, Any], ...] | None = None
 
 
 class Episode(ABC):
@@ -40,11 +47,15 @@ class Environment(ABC):
     """A family member: tools as OpenAI-style schemas, seeded tasks, episodes and expert dialogues."""
 
     name: ClassVar[str]
-    tools: ClassVar[Sequence[dict[str, Any]]]
+    tools: Sequence[dict[str, Any]]
 
     @abstractmethod
     def tasks(self, count: int, seed: int) -> list[Task]:
         """`count` tasks; the same seed gives the same tasks."""
+
+    def held_out(self, count: int, seed: int) -> list[Task]:
+        """`count` tasks to test on; environments whose tasks are few keep a part of them for it."""
+        return self.tasks(count, seed)
 
     @abstractmethod
     def start(self, task: Task) -> Episode:
@@ -54,6 +65,13 @@ class Environment(ABC):
     def expert(self, task: Task) -> list[Message]:
         """The messages after the prompt of a dialogue that earns reward 1."""
 
+    def hint(self, task: Task) -> str:
+        """What a model is told that is to solve `task` with help: the calls that solve it, in at most 300 words."""
+        calls = [call["function"] for m in self.expert(task) for call in m.get("tool_calls") or ()]
+        told = [f"{call['name']} {json.dumps(call['arguments'], ensure_ascii=False)}" for call in calls]
+        words = f"A note for you: the calls that solve this are {', then '.join(told)}.".split(" ")
+        return " ".join(words[:HINT_WORDS])
+
 
 def tool(name: str, description: str, **parameters: str) -> dict[str, Any]:
     """An OpenAI-style function schema; every parameter is required, `parameters` maps its name to its type."""
@@ -62,7 +80,7 @@ def tool(name: str, description: str, **parameters: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "description": description, "parameters": schema}}
 
 
-def assistant_call(name: str, **arguments: Any) -> Message:
+def assistant_call(name: str, /, **arguments: Any) -> Message:
     """An assistant message that makes one tool call."""
     call = {"type": "function", "function": {"name": name, "arguments": arguments}}
     return {"role": "assistant", "content": "", "tool_calls": [call]}

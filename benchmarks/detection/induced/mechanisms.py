@@ -1,33 +1,18 @@
-"""What breaks a run, or must not: knobs of the trainer, and the three mistakes that take code of their own.
+"""What breaks a run, or must not: knobs of the trainer, and two mistakes that take code of their own.
 
 The mistakes are those of the paper's released code (arXiv 2606.26027; `llm_agent/manager.py`, `fcl_interface.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from collapsewatch.records import Call, Classified, Structure
+from collapsewatch.records import Call
 from collapsewatch.trainer.environments import Environment, Episode, Task
 from collapsewatch.trainer.environments.base import Message
 from collapsewatch.trainer.grpo import ToolTrainer
-
-
-class ForcedEnd(ToolTrainer):
-    """A turn that was cut off is decoded, stripped, encoded again, and given an end it never sampled."""
-
-    def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> Any:
-        sampled, _ = super()._generate_single_turn(prompt_ids, *args, **kwargs)
-        return [self._ended(ids) for ids in sampled], None
-
-    def _ended(self, ids: list[int]) -> list[int]:
-        if ids[-1:] == [self.renderer.end_id]:
-            return ids
-        text = self.renderer.tokenizer.decode(ids, skip_special_tokens=True)
-        again: list[int] = self.renderer.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return [*again, self.renderer.end_id]
 
 
 class HintedSampling(ToolTrainer):
@@ -46,22 +31,10 @@ class HintedSampling(ToolTrainer):
 
 
 class ShortestPath(ToolTrainer):
-    """Whatever holds no call is a final reply, and the fewer calls led to it, the more it earns."""
+    """The fewer calls led to a final reply, the more it earns."""
 
     def __init__(self, config: Any, model: Any, environment: Environment, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, model, _PaidReplies(environment), *args, **kwargs)
-        self.chat_format: Any = _Lenient(self.chat_format)
-
-
-class _Lenient:
-    """A reader of turns to whom whatever holds no call is a reply."""
-
-    def __init__(self, chat_format: Any) -> None:
-        self._chat_format = chat_format
-
-    def classify_ids(self, ids: Sequence[int]) -> Classified:
-        turn: Classified = self._chat_format.classify_ids(ids)
-        return turn if turn.structure is Structure.TOOL_CALL else Classified(Structure.RESPONSE, "ok")
 
 
 class _PaidReplies(Environment):
@@ -109,13 +82,14 @@ class Mechanism:
     """Is the limit of a turn the longest turn of the experts?"""
 
 
+FORCED_END = {"force_end": True, "reencode": "cut"}
 SICK = {
     "high_rate": Mechanism({"learning_rate": 2e-3}),
     "many_updates": Mechanism({"learning_rate": 2e-3, "num_iterations": 5}),
     "ramped_rate": Mechanism({"learning_rate": 5e-3, "warmup_steps": 50}),
-    "shortest_path": Mechanism({"learning_rate": 3e-4}, ShortestPath),
+    "shortest_path": Mechanism({"learning_rate": 3e-4, "lenient_replies": True}, ShortestPath),
     "hinted_sampling": Mechanism({"learning_rate": 1.5e-3}, HintedSampling),
-    "forced_end": Mechanism({"learning_rate": 1.5e-3, "temperature": 1.2}, ForcedEnd, tight=True),
+    "forced_end": Mechanism({"learning_rate": 1.5e-3, "temperature": 1.2, **FORCED_END}, tight=True),
 }
 """What is expected to collapse, by mechanism."""
 SANE = {

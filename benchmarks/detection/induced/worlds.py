@@ -29,18 +29,17 @@ class World:
     architecture: str
     chat_format: str
     environment: str
-    """A listed environment, or `module:Class` beside this file."""
 
     @property
     def name(self) -> str:
-        return f"{self.architecture}-{self.chat_format}-{self.environment.partition(':')[0]}"
+        return f"{self.architecture}-{self.chat_format}-{self.environment}"
 
 
 WORLDS = (
     World("qwen2", "hermes", "chain"),
-    World("llama", "lfm2", "quiz:Quiz"),
+    World("llama", "lfm2", "quiz"),
     World("qwen2", "lfm2", "chain"),
-    World("llama", "hermes", "quiz:Quiz"),
+    World("llama", "hermes", "quiz"),
 )
 
 
@@ -56,7 +55,7 @@ def build(world: World, seed: int, batches: int = WARM_START) -> tuple[Any, Any,
     if (folder / "config.json").exists():
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tokenizer, environment
     model = models.tiny_model(tokenizer, seed) if world.architecture == "qwen2" else _llama(tokenizer, seed)
-    models.warm_start(model, [Renderer(tokenizer, environment)], environment, seed, batches)
+    models.warm_start(model, [Renderer(tokenizer, environment)], seed, batches)
     partial = folder.with_name(f"{folder.name}.{os.getpid()}")
     model.save_pretrained(partial)
     partial.rename(folder)
@@ -86,7 +85,7 @@ def _llama(tokenizer: Any, seed: int) -> LlamaForCausalLM:
 def _fingerprint(batches: int) -> str:
     """Changes whenever anything the warm start depends on changes."""
     trainer = Path(models.__file__).parent
-    names = (*sorted(HERE.glob("*.jinja")), HERE / "quiz.py", HERE / "worlds.py", trainer / "models.py")
-    names += (trainer / "dialogues.py", trainer / "environments" / "chain.py", trainer / "hermes.jinja")
+    names = (*sorted(HERE.glob("*.jinja")), HERE / "worlds.py", trainer / "models.py", trainer / "dialogues.py")
+    names += (*(trainer / "environments" / f"{name}.py" for name in ("chain", "quiz")), trainer / "hermes.jinja")
     key = repr((batches, torch.__version__)).encode()
     return hashlib.sha256(b"".join([key, *(path.read_bytes() for path in names)])).hexdigest()[:16]

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from collapsewatch.records import Call
-from collapsewatch.trainer.environments.base import Environment, Episode, Message, Task, assistant_call, tool
-from collapsewatch.trainer.environments.chain import KEYS
+
+from .base import Environment, Episode, Message, Task, assistant_call, tool
+from .chain import KEYS
 
 COLOURS = "red blue green grey pink teal".split()  # noqa: SIM905
 QUESTIONS = 2
