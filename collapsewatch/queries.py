@@ -134,11 +134,8 @@ class Run:
 
     def applied(self) -> list[Applied]:
         """Every application of an intervention, in the order logged; what a resumed training logged again, once."""
-        rows = self._once("SELECT step, name, schedule, trigger_step, status, detail FROM interventions")
-        return [
-            Applied(step, name, schedule, trigger, status, json.loads(detail))
-            for step, name, schedule, trigger, status, detail in rows
-        ]
+        sql = "SELECT step, name, schedule, trigger_step, status, detail FROM interventions"
+        return [Applied(step, *row, json.loads(detail)) for step, *row, detail in self._once(sql)]
 
     def events(self) -> list[Event]:
         """Every event, in the order logged."""
@@ -221,9 +218,7 @@ class Run:
 
     def _once(self, sql: str) -> list[tuple[Any, ...]]:
         """Rows whose first column is the step, without the repeats at steps that were taken again."""
-        again = {
-            row[0] for row in self._rows("SELECT step FROM steps WHERE rank = 0 GROUP BY step HAVING count(*) > 1")
-        }
+        again = dict(self._rows("SELECT step, true FROM steps WHERE rank = 0 GROUP BY step HAVING count(*) > 1"))
         kept = dict.fromkeys((0 if row[0] in again else place, row) for place, row in enumerate(self._rows(sql), 1))
         return [row for _, row in kept]
 

@@ -14,12 +14,15 @@ from typing import Any
 import pytest
 
 from collapsewatch.formats import writer_named, writers
+from collapsewatch.interventions.base import Guide
 from collapsewatch.records import Call
 from collapsewatch.structure import classify
-from collapsewatch.trainer.dialogues import in_format
+from collapsewatch.trainer.dialogues import Renderer, in_format
 from collapsewatch.trainer.environments import Task, load_environment
 from collapsewatch.trainer.environments.bfcl import Bfcl
 from collapsewatch.trainer.environments.bfcl_data import CATEGORIES, category
+from collapsewatch.trainer.models import tiny_tokenizer
+from collapsewatch.trainer.rollout import rollout
 
 bfcl_eval = pytest.importorskip("bfcl_eval", reason="bfcl-eval is not installed: pip install --no-deps bfcl-eval")
 mpmath = pytest.importorskip("mpmath", reason="mpmath is not installed")
@@ -256,3 +259,22 @@ def test_a_dialogue_is_written_in_a_format_that_no_template_knows() -> None:
     task = category("miss_func")[0]
     told = in_format([*task.prompt, *BFCL.expert(task)], task.tools or (), writer_named("bracket"))
     assert told[0]["role"] == "system" and "[cd(" in "".join(message["content"] for message in told[1:])
+
+
+@pytest.mark.parametrize("writer", [None, "bracket"])
+def test_experts_earn_1_through_rollouts_in_token_ids(writer: str | None) -> None:
+    """Their turns are taken as if they were sampled: written, read, executed, answered, in either format."""
+    tokenizer = tiny_tokenizer(load_environment("chain"))
+    written = None if writer is None else writer_named(writer)
+    bound = (written or writer_named("hermes")).bind(tokenizer)
+    tasks = [task for name in CATEGORIES for task in category(name)[::100]]
+
+    def never(prompts: list[list[int]]) -> Any:
+        raise AssertionError("every turn is the expert's")
+
+    renderer = Renderer(tokenizer, BFCL, written)
+    played = rollout(tasks, BFCL, renderer, bound, never, 40, [Guide(expert=True)] * len(tasks))
+    assert [(trajectory.reward, trajectory.env_errors) for trajectory in played] == [(1.0, 0)] * len(tasks)
+    for task, trajectory in zip(tasks, played, strict=True):
+        row = renderer.expert_row(BFCL, task)
+        assert trajectory.prompt_ids + trajectory.ids == row.ids

@@ -310,7 +310,6 @@ RESUMED = {
     "erroneous": lambda: Erroneous(learning_rate=1e-3, updates=2, batch=4),
     "rollback": lambda: Rollback(every=2),
     "kl_anchor": lambda: KLAnchor(every=2),
-    "lr_cut": lambda: LRCut(0.5),
 }
 
 

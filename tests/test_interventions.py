@@ -26,7 +26,7 @@ from collapsewatch.schedules import SCHEDULES, First, Interleaved, Schedule, Syn
 from collapsewatch.supervisor import Supervisor, supervise
 from tests.closed_loop import PROMPTS, closed_loop
 
-STEPS, BROKEN = 9, 4
+STEPS, BROKEN = 8, 4
 WHEN: dict[str, Schedule] = {
     "triggered": Triggered(2),
     "interleaved": Interleaved((2, 3, 9), hold=2),
@@ -64,7 +64,7 @@ def test_every_intervention_works_under_each_of_its_schedules(
     tmp_path: Path, answering: Path, name: str, when: str
 ) -> None:
     act, kind = made(name), Guided if name in ("off_policy", "hint") else GRPOTrainer
-    held = {"kind": kind, "break_at": BROKEN, "max_steps": STEPS, "per_device_train_batch_size": 16}
+    held = {"kind": kind, "break_at": BROKEN, "max_steps": STEPS, "per_device_train_batch_size": 8}
     done = closed_loop(tmp_path, answering, act, WHEN[when], **held)
     assert not done.faults
     with closing(open_run(tmp_path / "run")) as run:
@@ -101,10 +101,10 @@ def test_every_intervention_works_under_each_of_its_schedules(
         assert len(asked) == STEPS and done.trainer.guide is None and on
         for step, (prompts, guides) in enumerate(asked, 1):
             active = int(metrics[step - 1][1]) - (int(metrics[step - 2][1]) if step > 1 else 0)
-            assert [prompts[i] == prompts[i - i % 4] for i in range(16)] == [True] * 16  # groups lie together
+            assert [prompts[i] == prompts[i - i % 4] for i in range(8)] == [True] * 8  # groups lie together
             marked = Guide(hint=name == "hint", expert=name == "off_policy")
             first = {"off_policy": 1, "hint": 2}[name] if active else 0
-            assert guides == [marked if i % 4 < first else Guide() for i in range(16)]
+            assert guides == [marked if i % 4 < first else Guide() for i in range(8)]
 
 
 def supervised(rows: Sequence[Applied], last: int, standing: bool) -> list[float]:

@@ -95,9 +95,8 @@ def train(config: TrainConfig, on_record: OnRecord | None = None, resume: bool =
     checkpoint = str(last_checkpoint(config)) if resume else None
     _settle(config)
     environment = load_environment(config.environment)
-    model, tokenizer = load_model(
-        config.model, environment, config.seed, config.warm_start, alternate=_alternate(config), other=_other(config)
-    )
+    taught = _alternate(config), _other(config)
+    model, tokenizer = load_model(config.model, environment, config.seed, config.warm_start, None, *taught)
     renderer = Renderer(tokenizer, environment, template=config.template_knobs)
     tasks = environment.tasks(config.prompts * config.steps, TASK_SEED + config.seed)
     bound = bind(config.chat_format, tokenizer, **config.template_knobs)
@@ -122,14 +121,14 @@ def train(config: TrainConfig, on_record: OnRecord | None = None, resume: bool =
     try:
         args = grpo_args(config, str(run_dir / CHECKPOINTS), use_cpu=not torch.cuda.is_available())
         trainer = ToolTrainer(config, model, environment, renderer, bound, tasks, args, callbacks=[callback])
-        if config.eval_every:
-            held = held_out(config, environment, renderer, bound)
-            trainer.add_callback(Evaluation(trainer, callback, held, config.eval_every, config.max_turns))
     except (ValueError, ImportError) as error:  # bf16 without hardware for it, vLLM that is not installed
         with contextlib.suppress(OSError):  # TRL has made it; the name stays free
             (run_dir / CHECKPOINTS).rmdir()
         raise ConfigError(f"config: got what TRL refuses ({first_line(error)}), expected other knobs") from error
     trainer.remove_callback(PrinterCallback)
+    if config.eval_every:
+        held = held_out(config, environment, renderer, bound)
+        trainer.add_callback(Evaluation(trainer, callback, held, config.eval_every, config.max_turns))
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     except KeyboardInterrupt:

@@ -69,7 +69,7 @@ class Learner:
         """Learn the dialogues, the ranks taking turns; returns what was done."""
         trainer = training.trainer
         optimizer = self._optimizer or self._built(trainer)
-        # The fused head's loss is at the temperature of RL. A CPU keeps the plain one, which its figures were measured with.
+        # The fused head's loss is at RL's temperature. A CPU keeps the plain one, which the figures were measured with.
         fused = trainer.temperature == 1.0 and next(trainer.model.parameters()).is_cuda
         losses = []
         for update in range(self._updates):

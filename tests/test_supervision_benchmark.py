@@ -1,0 +1,92 @@
+"""The grid of supervised runs: every cell is a valid config, and tables say what the rows say."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from collapsewatch.interventions import INTERVENTIONS
+from collapsewatch.plugins import resolve
+from collapsewatch.trainer.config import from_mapping
+from collapsewatch.trainer.supervision import supervision
+
+FOLDER = Path(__file__).parents[1] / "benchmarks" / "supervision"
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Any]:
+    """The benchmark's modules, imported from its folder."""
+    import importlib
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        yield {name: importlib.import_module(name) for name in ("grid", "course", "verdicts")}
+
+
+def made(bench: Any, arm: str, schedule: str, rate: float, seed: int, **values: float) -> Any:
+    cell = bench["grid"].Cell(arm, schedule, rate)
+    measured = dict.fromkeys(bench["course"].MEASURED, 0.0) | values
+    return bench["course"].Row(cell.name, arm, schedule, rate, seed, **measured)
+
+
+def test_every_cell_is_a_run_of_its_own_that_the_trainer_takes(bench: Any) -> None:
+    cells = list(bench["grid"].cells())
+    assert len({cell.name for cell in cells}) == len(cells)
+    for cell in cells:
+        config = from_mapping({**cell.knobs(1), "name": cell.name}, cell.name)
+        act, when = supervision(config)
+        if cell.arm == "none":
+            assert act is None
+        else:
+            assert act is not None and when is not None and (act.name, when.name) == (cell.arm, cell.schedule)
+    for arm, schedules in bench["grid"].ARMS.items():
+        if arm != "none":
+            assert set(schedules) == set(resolve(INTERVENTIONS, arm).schedules)
+
+
+def test_fixed_schedules_supervise_about_a_tenth_of_the_steps(bench: Any) -> None:
+    for cell in bench["grid"].cells():
+        act, when = supervision(from_mapping(cell.knobs(0), cell.name))
+        if cell.schedule == "interleaved" and act is not None and when is not None:
+            steps = range(bench["grid"].STEPS)
+            acts = cell.knobs(0)["sft_updates"] * sum(when.due(step, False, None) for step in steps)
+            assert (sum(when.on(step, False) for step in steps) if act.standing else acts) == 6
+
+
+@given(values=st.lists(st.floats(-1, 1), min_size=1, max_size=8))
+def test_an_interval_holds_its_mean_and_is_that_of_other_draws(bench: Any, values: list[float]) -> None:
+    found = bench["verdicts"].estimate(values)
+    assert (
+        min(values) - 1e-9 <= found.low <= found.mean + 1e-9 and found.mean - 1e-9 <= found.high <= max(values) + 1e-9
+    )
+    rng = random.Random(1)
+    means = sorted(sum(rng.choices(values, k=len(values))) / len(values) for _ in range(2000))
+    spread = (max(values) - min(values)) / 8 + 1e-9
+    assert abs(means[50] - found.low) <= spread and abs(means[1950] - found.high) <= spread
+
+
+def test_a_claim_is_judged_run_by_run(bench: Any) -> None:
+    rows = [made(bench, "none", "", 1e-3, seed, final=seed / 10) for seed in range(5)]
+    rows += [made(bench, "sft_first", "first", 1e-3, seed, final=seed / 10 + 0.05) for seed in range(5)]
+    rows += [made(bench, "sft_first", "first", 3e-3, 9, final=9.0)]  # has no partner
+    claim = bench["verdicts"].claims(rows)[0]
+    assert claim.agrees is True and claim.difference.mean == pytest.approx(0.05)  # beyond doubt, though rewards overlap
+    swapped = [replace(row, final=-row.final) for row in rows]
+    assert bench["verdicts"].claims(swapped)[0].agrees is False
+    assert bench["verdicts"].claims(rows)[1].agrees is None  # not run
+
+
+def test_kept_alive_counts_seeds_that_rl_alone_loses(bench: Any) -> None:
+    rows = [made(bench, "none", "", 1e-3, seed, alive=float(seed == 0)) for seed in range(4)]
+    rows += [made(bench, "hint", "triggered", 1e-3, seed, alive=float(seed < 3), supervised=4.0) for seed in range(4)]
+    (found,) = bench["verdicts"].kept_alive(rows)
+    assert (found["lost_alone"], found["supervised"]) == (3, 4.0)
+    assert found["alive"]["mean"] == pytest.approx(2 / 3)
+    assert bench["verdicts"].table(rows).count("\n") == 3
