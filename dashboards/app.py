@@ -19,6 +19,11 @@ from .views import Cursor, View
 FIRST_WAIT_S = 0.8
 """A page waits so long for what it needs; then it shows what is there, and the rest as it comes."""
 
+# Dash's own, but with the language, which a screen reader needs.
+_INDEX = """<!DOCTYPE html><html lang="en">
+<head>{%metas%}<title>{%title%}</title>{%favicon%}{%css%}</head>
+<body>{%app_entry%}<footer>{%config%}{%scripts%}{%renderer%}</footer></body></html>"""
+
 
 def create_app(feed: Feed, host: str = "127.0.0.1", token: str = "") -> Dash:
     """The dashboard over the runs of a feed, whose folder may be empty or absent: runs are picked up live.
@@ -33,6 +38,7 @@ def create_app(feed: Feed, host: str = "127.0.0.1", token: str = "") -> Dash:
         serve_locally=True,
         enable_mcp=False,
         add_log_handler=False,
+        index_string=_INDEX,
         suppress_callback_exceptions=True,  # a page stands in the layout only while it is shown
     )
     pages = {name: load_page(name) for name in PAGES}

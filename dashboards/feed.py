@@ -196,7 +196,7 @@ class Feed:
         self.runs: dict[str, RunFeed] = {}
         self._wanted: dict[tuple[str, str], float] = {}
         self._lock = threading.Lock()
-        self._looked = -math.inf
+        self._looked = self._asked = -math.inf
         self._follower: threading.Thread | None = None
         atexit.register(self.close)  # DuckDB complains of what is open when the interpreter ends
 
@@ -208,6 +208,7 @@ class Feed:
         now = time.monotonic()
         wanted = {(key, table): now for key in keys for table in tables}
         self._wanted |= wanted
+        self._asked = now
         if self._follower is None or not self._follower.is_alive():
             self._follower = threading.Thread(target=self._follow, name="collapsewatch-feed", daemon=True)
             self._follower.start()
@@ -216,7 +217,7 @@ class Feed:
 
     def close(self) -> None:
         """Stop looking and let go of all files."""
-        self._wanted.clear()
+        self._asked = -math.inf
         if self._follower is not None:
             self._follower.join()
         for run in self.runs.values():
@@ -232,7 +233,7 @@ class Feed:
         return run is None or bool(run.error) or table in run.followed
 
     def _follow(self) -> None:
-        while any(time.monotonic() - asked < SHOWN_S for asked in list(self._wanted.values())):
+        while time.monotonic() - self._asked < SHOWN_S:
             self.refresh()
             time.sleep(REFRESH_S / 4)
 

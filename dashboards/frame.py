@@ -29,7 +29,7 @@ def frame(feed: Feed, pages: Mapping[str, Page]) -> Component:
             html.A("Skip to the page", href="#page", className="cw-skip"),
             html.Header(
                 [
-                    html.Div("collapsewatch", className="cw-brand"),
+                    html.H1("collapsewatch", className="cw-brand"),
                     html.Nav(links(pages, Place()), id="nav", **aria("Pages")),
                     html.Span(plain(feed.logdir), className="cw-folder", title="The log folder"),
                     dmc.ColorSchemeToggle(
@@ -75,7 +75,7 @@ def _choice() -> Component:
         )
         for name, said, empty in (("first", "Steps from", "first"), ("last", "to", "newest"))
     ]
-    return html.Div(
+    return html.Section(
         [
             dmc.MultiSelect(
                 id="pick",
@@ -98,4 +98,5 @@ def _choice() -> Component:
             ),
         ],
         className="cw-toolbar",
+        **aria("Runs and steps"),
     )

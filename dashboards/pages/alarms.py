@@ -88,7 +88,7 @@ def _drivers(row: Row) -> Component:
         ]
         for d in drivers(row["drivers"])
     ]
-    return table(("driven by", "", "share", "level", "usual", "tolerated"), rows, "Drivers of the alarm")
+    return table(("driven by", "part", "share", "level", "usual", "tolerated"), rows, "Drivers of the alarm")
 
 
 def _applied(view: View, key: str, row: Row, end: Row | None) -> list[Component]:
