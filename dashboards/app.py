@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,10 @@ from .places import Place, place_of
 from .tick import Live, news
 from .views import Cursor, View
 
+REDRAW_S = 10.0
+"""A page that was sent anew is not sent again before: so long may a slow browser draw it."""
+
+KEPT_DRAWINGS = 256
 FIRST_WAIT_S = 0.8
 """A page waits so long for what it needs; then it shows what is there, and the rest as it comes."""
 
@@ -102,6 +108,7 @@ def _navigate(app: Dash, feed: Feed, pages: dict[str, Page]) -> None:
 
 
 def _follow(app: Dash, feed: Feed, pages: dict[str, Page]) -> None:
+    replaced: dict[str, float] = {}  # drawings that a new one has been sent for, and when
     graph = {"type": "graph", "panel": ALL, "run": ALL, "at": ALL}
 
     @app.callback(
@@ -126,4 +133,12 @@ def _follow(app: Dash, feed: Feed, pages: dict[str, Page]) -> None:
         shown = Live(feed, pages, cursor, graphs, parts)
         if isinstance(ctx.triggered_id, dict):
             return shown.zoomed(ctx.triggered[0]["value"])
-        return news(shown)
+        # A browser that is still drawing the page it got ticks on for the one before: it must not get it twice.
+        if cursor and time.monotonic() - replaced.get(cursor["at"], -math.inf) < REDRAW_S:
+            return shown.change()
+        changed = news(shown)
+        if cursor and changed[0] is not no_update:
+            while len(replaced) >= KEPT_DRAWINGS:
+                replaced.pop(next(iter(replaced)), None)
+            replaced[cursor["at"]] = time.monotonic()
+        return changed

@@ -44,7 +44,7 @@ class Counts:
         """The panel as a Plotly figure; None for a run without turns, or one that cannot be read."""
         span = counted(key, view)
         try:
-            found = view.runs[key].memo(("turns", span), lambda run: turns(run, *span)) if span else None
+            found = _found(view, key, span) if span else None
         except RunError:
             return None
         if found is None or not found.by_turn:
@@ -62,6 +62,12 @@ class Counts:
     def legend(self, key: str, view: View) -> list[tuple[str, str, bool]]:
         """The colours are those of the panel above."""
         return []
+
+
+def _found(view: View, key: str, span: tuple[int, int]) -> Turns:
+    run, place = view.runs[key], view.place
+    found: Turns = run.memo(("turns", place.first, place.last), lambda opened: turns(opened, *span), span)
+    return found
 
 
 def _by_turn(found: Turns) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from collapsewatch.theme import ALARM, GREEN, GREY, base_layout
 from collapsewatch.words import escape
 
-from .feed import Dots
 from .lines import MARKS, Dot
+from .run_feed import Dots
 from .views import View
 
 LIVE_POINTS = 4000

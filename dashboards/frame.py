@@ -15,8 +15,8 @@ from .pages import Page
 from .places import Place
 from .words import aria
 
-TICK_MS = 750
-"""Between two ticks: what is logged is merged after at most a second, and shall be on screen within two."""
+TICK_MS = 500
+"""Between two ticks: what is logged is merged a second later, and shall be on screen within two."""
 
 
 def frame(feed: Feed, pages: Mapping[str, Page]) -> Component:

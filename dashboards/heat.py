@@ -10,13 +10,13 @@ from typing import Any
 from collapsewatch.theme import ALARM, GREY, base_layout
 from collapsewatch.words import escape
 
-from .feed import Dots
 from .figures import LIVE_POINTS, Figure, x_range
 from .lines import Dot
+from .run_feed import Dots
 from .views import View
 
 ROW_PX, FOOT_PX = 20, 40
-_CHAR_PX, _WIDEST = 6.3, 30  # of a row's label
+_CHAR_PX, _WIDEST = 6.3, 22
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Heat:
             return None
         dots = view.lines(key)
         columns = self._columns([name for name, _ in rows], dots)
-        labels = [escape(label[:_WIDEST]) for _, label in rows]
+        labels = [escape(label) for _, label in rows]
         trace = {
             "type": "heatmap",
             "transpose": True,  # z is kept by columns, so that a step can be added to it
@@ -57,7 +57,7 @@ class Heat:
         layout = base_layout(height)
         layout["margin"] = {
             **layout["margin"],
-            "l": 16 + int(_CHAR_PX * max(len(label[:_WIDEST]) for _, label in rows)),
+            "l": 16 + int(_CHAR_PX * max(len(label) for _, label in rows)),
         }
         layout["yaxis"] = {"autorange": "reversed", "showgrid": False, "fixedrange": True, "ticks": "", "dtick": 1}
         layout["hovermode"] = "closest"
@@ -104,6 +104,11 @@ class Heat:
         ticks = {"tickvals": list(range(low, 1, 2)), "ticktext": [_power(n) for n in range(low, 1, 2)]}
         hover = f"%{{y}}<br>step %{{x}}: {self.unit} 10^%{{z:.1f}}<extra></extra>"
         return {"zmin": low, "zmax": 0, "colorbar": {**bar, **ticks}, "hovertemplate": hover}
+
+
+def shortened(token: str) -> str:
+    """A token as the label of a row."""
+    return token if len(token) <= _WIDEST else token[: _WIDEST - 1] + "…"
 
 
 def _power(n: int) -> str:

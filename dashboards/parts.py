@@ -12,8 +12,9 @@ from dash.development.base_component import Component
 from collapsewatch.theme import GRAPH_CONFIG
 from collapsewatch.words import number, plain
 
-from .feed import LIVE, RunFeed
+from .chronicle import LIVE
 from .figures import Figure
+from .run_feed import RunFeed
 from .views import View
 from .words import aria, duration
 

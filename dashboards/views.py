@@ -8,9 +8,11 @@ from typing import Any
 
 from collapsewatch.queries import RunError
 
-from .feed import LIVE, Dots, Feed, RunFeed
+from .chronicle import LIVE
+from .feed import Feed
 from .lines import LINES
 from .places import Place
+from .run_feed import Dots, RunFeed
 
 Cursor = dict[str, Any]
 

@@ -116,7 +116,7 @@ def write_run(path: Path, steps: int = 30, broken: bool = False, heals: bool = F
 
 def look(feed: Feed) -> Feed:
     """Everything of every run, read now."""
-    feed._looked = float("-inf")
+    feed._looked = feed._searched = float("-inf")
     feed.refresh()
     for run in feed.runs.values():
         run.refresh(LINES)

@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 from plotly.io.json import to_json_plotly
 
 import collapsewatch
-from collapsewatch.dashboards.feed import Feed, RunFeed
+from collapsewatch.dashboards.feed import Feed
 from collapsewatch.dashboards.lines import HAZARD_FLOOR, LINES, MARKS
 from collapsewatch.dashboards.pages import PAGES, load_page
 from collapsewatch.dashboards.pages.overview import facts, log_lines
 from collapsewatch.dashboards.panels import EVIDENCE, HAZARD, REWARD, STRUCTURE
 from collapsewatch.dashboards.parts import age_words, state_words
 from collapsewatch.dashboards.places import Place, place_of
+from collapsewatch.dashboards.run_feed import RunFeed
 from collapsewatch.dashboards.tick import Live, news
 from collapsewatch.dashboards.views import View, shown_runs
 from collapsewatch.records import Applied, Driver, StepRecord, Tier
@@ -295,7 +296,7 @@ def test_a_run_that_is_over_and_not_shown_holds_no_reader(tmp_path: Path) -> Non
     feed.refresh()
     assert feed.runs["over"]._run is None and feed.runs["live"]._run is not None
     store.close()
-    feed._looked = float("-inf")
+    feed._looked = feed._searched = float("-inf")
     feed.refresh()
     assert feed.runs["live"]._run is None
 

@@ -31,7 +31,10 @@ window.dash_clientside.collapsewatch = (function () {
     return element;
   }
 
-  function visible(piece) { return piece.replace(/\r/g, "␍").replace(/\n/g, "↵\n").replace(/\t/g, "→\t"); }
+  function visible(piece) {
+    const shown = piece.replace(/\r/g, "␍").replace(/\n/g, "↵\n").replace(/\t/g, "→\t");
+    return shown.replace(/[\u0000-\u0008\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g, "�"); // they would hide
+  }
 
   function fold(className, label, open) {
     const box = make("details", className);

@@ -12,7 +12,7 @@ from collapsewatch.theme import line_styles
 from collapsewatch.words import number, plain, stream_words
 
 from ..figures import Curve, Panel, line
-from ..heat import Heat
+from ..heat import Heat, shortened
 from ..lines import HAZARD_FLOOR
 from ..parts import HEADING, columns, heading, live, nothing, panel, table
 from ..views import View
@@ -31,7 +31,7 @@ def _cells(kind: str, key: str, view: View) -> list[tuple[str, str]]:
     only = view.place.more.get("token", "")
     names = [name for name in view.names(key) if name.startswith(f"{kind}:")]
     cells = [(name, name.partition(":")[2].rpartition("@")) for name in names]
-    return [(name, f"{token} · {slot}") for name, (token, _, slot) in cells if only in ("", token)]
+    return [(name, f"{shortened(token)} · {slot}") for name, (token, _, slot) in cells if only in ("", token)]
 
 
 ILLEGAL = Heat(
