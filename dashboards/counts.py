@@ -123,7 +123,7 @@ def _flow(found: Turns) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         texts.append([f"{percent(n / total)}<br>{n}" if total else "" for n in row])
     heat = {
         "type": "heatmap",
-        "x": [f"to {name}" for name in after],
+        "x": after,
         "y": [f"from {name}" for name in states],
         "z": shares,
         "text": texts,
@@ -134,7 +134,7 @@ def _flow(found: Turns) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         "showscale": False,
         "xgap": 2,
         "ygap": 2,
-        "hovertemplate": "%{y}, %{x}: %{z:.1%}<extra></extra>",
+        "hovertemplate": "%{y} to %{x}: %{z:.1%}<extra></extra>",
     }
     upright = {"autorange": "reversed", "showgrid": False}
     return [heat], {"margin": {"l": 100}, "xaxis": {"side": "bottom"}, "yaxis": upright}
@@ -142,4 +142,4 @@ def _flow(found: Turns) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 BY_TURN = Counts("by_turn", "By turn", "States of the turns of a rollout, from its first on.", 190, _by_turn)
 WHY = Counts("reasons", "Reasons", "Why turns are not sound, as shares of all turns.", 230, _reasons)
-FLOW = Counts("flow", "What follows", "The state of a rollout's next turn, as shares of a row.", 230, _flow)
+FLOW = Counts("flow", "What follows", "The state of the next turn (columns), as shares of a row.", 230, _flow)

@@ -55,16 +55,18 @@ def panel(drawn: Drawn, key: str, view: View) -> Component:
         why = "Reading the run …" if view.waits(key) else f"Nothing to show: needs {drawn.needs}."
         empty = html.P(why, className="cw-empty", style={"minHeight": f"{drawn.height - 36}px"})
         return html.Section([title, empty], className="cw-panel", **named)
+    height = f"{figure['layout']['height']}px"
     graph = dcc.Graph(
         id={"type": "graph", "panel": drawn.name, "run": key, "at": view.at},
         figure=figure,
         config=GRAPH_CONFIG,
-        style={"height": f"{figure['layout']['height']}px"},
+        style={"height": height},
     )
+    place = html.Div(graph, style={"minHeight": height})  # kept free while the browser still loads Plotly
     swatches = [_swatch(name, colour, dashed) for name, colour, dashed in drawn.legend(key, view)]
     legend = [html.Ul(swatches, className="cw-legend")] if swatches else []
     head = html.Div([title, _export(f"{drawn.name}-{key}")], className="cw-head")
-    return html.Section([head, graph, *legend], className="cw-panel", **named)
+    return html.Section([head, place, *legend], className="cw-panel", **named)
 
 
 def _swatch(name: str, colour: str, dashed: bool) -> Component:

@@ -138,7 +138,7 @@ def test_axe_is_there_to_check_with(axe: str) -> None:
         pytest.skip("npm could not fetch axe-core: accessibility is not checked")
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (1440, "dark"), (420, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (420, "dark")])
 def test_pages_fit_their_screen_and_anybody(width: int, scheme: str, chromium: Any, url: str, axe: str) -> None:
     visit = Visit(chromium, url, f"overview?run={COLLAPSED}&run={HEALED}", width, scheme)
     page = visit.page
