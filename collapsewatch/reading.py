@@ -35,6 +35,9 @@ _OPERATORS = {
     "greaterThan": ">",
     "greaterThanOrEqual": ">=",
 }
+COMPARED = (*_OPERATORS, "inRange")
+"""What a number may be asked for."""
+
 _FILTERED = frozenset(COLUMNS) - {"reasons", "prompt"}
 _TEXT = 200_000
 """Characters of a text that are shown."""
@@ -137,5 +140,5 @@ def _sql(condition: Condition, name: str, params: dict[str, Any]) -> str:
     if condition.operator == "contains":
         return f"contains(lower({column}::VARCHAR), lower(${name}::VARCHAR))"
     if condition.operator not in _OPERATORS:
-        raise RunError(f"rollouts: got operator {condition.operator!r}, expected {', '.join(_OPERATORS)}, inRange")
+        raise RunError(f"rollouts: got operator {condition.operator!r}, expected {', '.join(COMPARED)}, contains")
     return f"{column} {_OPERATORS[condition.operator]} ${name}"

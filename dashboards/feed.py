@@ -108,7 +108,7 @@ class Feed:
             self._lock.release()
 
     def _wanted_runs(self) -> set[str]:
-        return {key for key, _ in self._wanted}
+        return {key for key, _ in list(self._wanted)}
 
 
 def _key(logdir: Path, path: Path) -> str:

@@ -48,6 +48,7 @@ class RunFeed:
         self._stamp: tuple[Any, ...] = ()
         self._looked = -math.inf
         self._run: Run | None = None
+        self._origin: dict[str, str] = {}  # the table of each line; marks have none
         self._memo: dict[Any, tuple[Any, Any]] = {}
         self._asked: dict[Any, tuple[Any, Callable[[Run], Any]]] = {}
         self._guard = threading.RLock()  # held while the run is read
@@ -97,10 +98,11 @@ class RunFeed:
             found[name] = [dot for dot in self.lines[name] if steps[0] <= dot.x <= steps[1]]
         return found
 
-    def snapshot(self) -> tuple[int, Dots]:
-        """The version and the lines that belong together, while another thread may be reading on."""
+    def snapshot(self, tables: Collection[str]) -> tuple[int, Dots]:
+        """The version and the lines of some tables that belong together, while another thread may be reading on."""
         with self._publishing:
-            return self.version, {name: list(dots) for name, dots in self.lines.items()}
+            shown = {name: dots for name, dots in self.lines.items() if self._origin.get(name) in {None, *tables}}
+            return self.version, {name: list(dots) for name, dots in shown.items()}
 
     @property
     def run(self) -> Run:
@@ -186,6 +188,7 @@ class RunFeed:
                     new[name].append(Dot(step, None))
                 new[name].append(Dot(step, value))
         fresh.update(new)
+        self._origin |= dict.fromkeys(new, table)
         self._seen[table] = end
         if all(len(self.lines.get(name, ())) <= KEPT_DOTS for name in new):
             return {}

@@ -43,7 +43,7 @@ class View:
         self._lines: dict[str, Dots] = {}
         self._parts: dict[str, Dots] = {}
         for key, run in self.runs.items():
-            self.versions[key], self._lines[key] = run.snapshot()
+            self.versions[key], self._lines[key] = run.snapshot(tables)
 
     def lines(self, key: str) -> Dots:
         """A run's lines in the place's range of steps."""

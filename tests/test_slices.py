@@ -10,7 +10,7 @@ from typing import Any
 import duckdb
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collapsewatch.queries import Run, RunError, open_run
@@ -41,6 +41,7 @@ def long_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, np.ndarray]
     return open_run(path), values
 
 
+@settings(deadline=None, max_examples=40)  # a query each
 @given(st.integers(1, STEPS), st.integers(0, STEPS))
 def test_the_extremes_of_every_bucket_are_drawn(long_run: tuple[Run, np.ndarray], first: int, length: int) -> None:
     run, values = long_run
@@ -128,6 +129,7 @@ def read_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return open_run(path)
 
 
+@settings(deadline=None, max_examples=60)  # two queries each
 @given(
     st.sampled_from(["reward", "hazard", "step", "advantage"]),
     st.sampled_from(["lessThan", "greaterThanOrEqual", "equals", "notEqual"]),

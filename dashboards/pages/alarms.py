@@ -103,9 +103,14 @@ def _applied(view: View, key: str, row: Row, end: Row | None) -> list[Component]
     said = html.P(f"Applied: {names}, {len(done)} times{where}.", className="cw-action")
     last = run.last_step or row["step"]
     until = last if end is None else end["step"]
-    spans = ((max(0, row["step"] - TAIL + 1), row["step"]), (max(row["step"] + 1, until - TAIL + 1), until))
+    asked_of = ((max(0, row["step"] - TAIL + 1), row["step"]), (max(row["step"] + 1, until - TAIL + 1), until))
     try:
-        changed = run.memo(("levels", spans), lambda opened: levels(opened, CHANGED, spans))
+        # Together, for the answer may be that of the step before.
+        spans, changed = run.memo(
+            ("levels", row["step"], row["detector"]),
+            lambda opened: (asked_of, levels(opened, CHANGED, asked_of)),
+            asked_of,
+        )
     except RunError:
         return [said]
     told = [name for name in CHANGED if None not in changed[name]]

@@ -10,7 +10,7 @@ from dash.dependencies import ALL, ClientsideFunction
 from dash.development.base_component import Component
 
 from collapsewatch.queries import RunError
-from collapsewatch.reading import Condition, rollouts
+from collapsewatch.reading import COMPARED, Condition, rollouts
 from collapsewatch.slices import EVERY_STEP
 from collapsewatch.words import plain
 
@@ -51,7 +51,7 @@ def _columns() -> list[dict[str, Any]]:
             "headerName": name.replace("_", " ").capitalize(),
             "width": width,
             "filter": "agNumberColumnFilter",
-            "filterParams": {"maxNumConditions": 1},
+            "filterParams": {"maxNumConditions": 1, "filterOptions": list(COMPARED)},
             **common,
         }
         for name, width in _NUMBERS
