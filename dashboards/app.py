@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import time
 from pathlib import Path
 from typing import Any
 
-from dash import ALL, Dash, Input, Output, State, ctx, no_update
+from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
 from dash.development.base_component import Component
 
 from .access import guard
@@ -18,11 +16,7 @@ from .places import Place, place_of
 from .tick import Live, news
 from .views import Cursor, View
 
-REDRAW_S = 10.0
-"""A page that was sent anew is not sent again before: so long may a slow browser draw it."""
-
-KEPT_DRAWINGS = 256
-FIRST_WAIT_S = 0.8
+FIRST_WAIT_S = 1.0
 """A page waits so long for what it needs; then it shows what is there, and the rest as it comes."""
 
 # Dash's own, but with the language, which a screen reader needs.
@@ -51,6 +45,7 @@ def create_app(feed: Feed, host: str = "127.0.0.1", token: str = "") -> Dash:
     app.layout = frame(feed, pages)
     _navigate(app, feed, pages)
     _follow(app, feed, pages)
+    _keep_ticking(app)
     for page in pages.values():
         if page.register:
             page.register(app, feed)
@@ -107,8 +102,16 @@ def _navigate(app: Dash, feed: Feed, pages: dict[str, Page]) -> None:
         return no_update if picked == place else picked.search
 
 
+def _keep_ticking(app: Dash) -> None:
+    app.clientside_callback(
+        ClientsideFunction("collapsewatch", "beat"),
+        Output("tick", "disabled"),
+        Input("beat", "n_intervals"),
+        prevent_initial_call=True,
+    )
+
+
 def _follow(app: Dash, feed: Feed, pages: dict[str, Page]) -> None:
-    replaced: dict[str, float] = {}  # drawings that a new one has been sent for, and when
     graph = {"type": "graph", "panel": ALL, "run": ALL, "at": ALL}
 
     @app.callback(
@@ -124,6 +127,8 @@ def _follow(app: Dash, feed: Feed, pages: dict[str, Page]) -> None:
         Input("tick", "n_intervals"),
         Input(graph, "relayoutData"),
         State("cursor", "data"),
+        # One tick at a time: of two on their way Dash would drop what the first one brings, on a slow machine for ever.
+        running=[(Output("tick", "disabled"), True, False)],
         prevent_initial_call=True,
     )
     def on_tick(_: int, layouts: list[Any], cursor: Cursor | None) -> Any:
@@ -133,12 +138,4 @@ def _follow(app: Dash, feed: Feed, pages: dict[str, Page]) -> None:
         shown = Live(feed, pages, cursor, graphs, parts)
         if isinstance(ctx.triggered_id, dict):
             return shown.zoomed(ctx.triggered[0]["value"])
-        # A browser that is still drawing the page it got ticks on for the one before: it must not get it twice.
-        if cursor and time.monotonic() - replaced.get(cursor["at"], -math.inf) < REDRAW_S:
-            return shown.change()
-        changed = news(shown)
-        if cursor and changed[0] is not no_update:
-            while len(replaced) >= KEPT_DRAWINGS:
-                replaced.pop(next(iter(replaced)), None)
-            replaced[cursor["at"]] = time.monotonic()
-        return changed
+        return news(shown)

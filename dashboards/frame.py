@@ -18,6 +18,9 @@ from .words import aria
 TICK_MS = 500
 """Between two ticks: what is logged is merged a second later, and shall be on screen within two."""
 
+BEAT_MS = 5000
+"""Between two looks whether ticks go on: one that met no server, while it was restarted, leaves them switched off."""
+
 
 def frame(feed: Feed, pages: Mapping[str, Page]) -> Component:
     """The layout of the app, the page itself still empty."""
@@ -25,6 +28,7 @@ def frame(feed: Feed, pages: Mapping[str, Page]) -> Component:
         [
             dcc.Location(id="url", refresh="callback-nav"),
             dcc.Interval(id="tick", interval=TICK_MS),
+            dcc.Interval(id="beat", interval=BEAT_MS),
             dcc.Store(id="cursor"),
             html.A("Skip to the page", href="#page", className="cw-skip"),
             html.Header(

@@ -70,8 +70,8 @@ def serve_in_thread(logdir: Path, port: int = 8050, host: str = "127.0.0.1", aut
         listener = socket.create_server((host, port), family=family)
     except OSError as error:
         raise DashboardError(
-            f"--host, --port: got {host}, {port}, which cannot be opened ({error}); expected an address of this "
-            "machine, and a free port or --port 0"
+            f"--port: got {port}, which cannot be opened on {host} ({error}); choose another with --port, or --port 0 "
+            "for any free one, and a --host that is an address of this machine"
         ) from error
     feed = Feed(Path(logdir).resolve())
     # Bound here, because werkzeug ends the whole process on a taken port; the server keeps a duplicate.

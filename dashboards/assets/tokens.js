@@ -156,6 +156,7 @@ window.dash_clientside.collapsewatch = (function () {
       }
       return colour(mode || "logp");
     },
+    beat() { return false; }, // ticks are not disabled any more
     again() { // the run has grown: the table asks for its rows again and stays where it is
       const grid = document.getElementById("rollout-grid");
       const api = grid && window.dash_ag_grid && window.dash_ag_grid.getApi("rollout-grid");
