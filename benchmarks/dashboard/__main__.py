@@ -194,7 +194,7 @@ def main() -> None:
     options = parser.parse_args()
     rounds, seconds = (1, 6) if options.quick else (options.rounds, 40)
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         rows = QUICK_ROWS if options.quick else ROWS
         found = measure(browser, rows, rounds, seconds, options.peers, Path(folder))

@@ -25,7 +25,9 @@ def end(response: Response) -> Response:
     changed = (request.get_json(silent=True) or {}).get("changedPropIds", []) if request.method == "POST" else []
     sent = response.calculate_content_length() or 0
     ms = 1000 * (time.perf_counter() - g.begun)
-    print(json.dumps({"path": request.path, "changed": changed, "ms": ms, "bytes": sent}), flush=True)
+    # In one piece, for several threads answer.
+    sys.stdout.write(json.dumps({"path": request.path, "changed": changed, "ms": ms, "bytes": sent}) + "\n")
+    sys.stdout.flush()
     return response
 
 
