@@ -161,11 +161,7 @@ class Run:
         return columns, rowids[-1] + 1 if rowids else rowid
 
     def lasting(self, table: str, sql: str, params: Mapping[str, Any] | None = None) -> Table:
-        """The answer to SQL of ours over `rows`: a table's rows that have their lasting place `_row`, as in `since`.
-
-        Raises:
-            RunError: no such table.
-        """
+        """The answer to SQL of ours over `rows`: a table's rows that have their lasting place `_row`, as in `since`."""
         if table not in arrow_schemas():
             raise RunError(f"table: got {table!r}, expected one of {', '.join(arrow_schemas())}")
         # A live journal's rows have no lasting place yet: ranks may merge in another order.
@@ -173,8 +169,8 @@ class Run:
         with self._reading(tail=dead) as con:
             rows = f'SELECT rowid AS _row, * FROM d."{table}"'
             if dead and con.execute(f'SELECT 1 FROM tail."{table}" LIMIT 1').fetchall():
-                (end,) = con.execute(f'SELECT coalesce(max(rowid) + 1, 0) FROM d."{table}"').fetchall()[0]
-                rows += f' UNION ALL BY NAME SELECT {end} + row_number() OVER () - 1 AS _row, * FROM tail."{table}"'
+                place = f'(SELECT coalesce(max(rowid), -1) FROM d."{table}") + row_number() OVER ()'
+                rows += f' UNION ALL BY NAME SELECT {place} AS _row, * FROM tail."{table}"'
             found = con.execute(f"WITH rows AS ({rows}) {sql}", params)
             return Table([column[0] for column in found.description], found.fetchall())
 
