@@ -106,13 +106,22 @@ def dashboard(
     logdir: Annotated[Path, typer.Argument(help="Folder that holds runs.")] = Path("logs"),
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8050,
+    auth_token: Annotated[
+        str,
+        typer.Option(
+            metavar="TOKEN",
+            envvar="COLLAPSEWATCH_AUTH_TOKEN",
+            show_envvar=False,
+            help="Token to ask for; on another host one is made up.",
+        ),
+    ] = "",
 ) -> None:
     """Serve the live page over a log folder."""
     from .dashboards.server import serve
 
     if not logdir.is_dir():
         raise InputError(f"logdir: got {str(logdir)!r}, expected a folder that holds runs")
-    serve(logdir, host=host, port=port, announce=lambda url: typer.echo(f"{url}  (Ctrl-C ends it)"))
+    serve(logdir, host, port, lambda url: typer.echo(f"{url}  (Ctrl-C ends it)"), auth_token)
 
 
 @app.command()

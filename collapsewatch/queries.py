@@ -22,18 +22,7 @@ import duckdb
 from .database import DatabaseLocked, Reader, StoreError, arrow_schemas, first_line
 from .journal import live_ranks, segments
 from .merge import Merger
-from .records import (
-    Alarm,
-    Applied,
-    ControlRow,
-    Driver,
-    Event,
-    Observation,
-    RolloutRow,
-    StepRecord,
-    Tier,
-    TurnRow,
-)
+from .records import Alarm, Applied, ControlRow, Driver, Event, Observation, RolloutRow, StepRecord, Tier, TurnRow
 from .shares import TurnCount
 
 LOCK_TIMEOUT_S = 3.0
@@ -163,20 +152,24 @@ class Run:
         Raises:
             RunError: no such table.
         """
+        found = self.lasting(table, "SELECT * FROM rows WHERE _row >= $rowid ORDER BY _row", {"rowid": rowid})
+        columns = {name: [row[i] for row in found.rows] for i, name in enumerate(found.columns)}
+        rowids = columns.pop("_row")
+        return columns, rowids[-1] + 1 if rowids else rowid
+
+    def lasting(self, table: str, sql: str, params: Mapping[str, Any] | None = None) -> Table:
+        """The answer to SQL of ours over `rows`: a table's rows that have their lasting place `_row`, as in `since`."""
         if table not in arrow_schemas():
             raise RunError(f"table: got {table!r}, expected one of {', '.join(arrow_schemas())}")
         # A live journal's rows have no lasting place yet: ranks may merge in another order.
         dead = not live_ranks(self.path)
         with self._reading(tail=dead) as con:
-            (end,) = con.execute(f'SELECT coalesce(max(rowid) + 1, 0) FROM d."{table}"').fetchall()[0]
-            parts = [f'SELECT rowid AS _row, * FROM d."{table}" WHERE rowid >= $rowid']
-            if dead:
-                parts.append(f'SELECT {end} + row_number() OVER () - 1 AS _row, * FROM tail."{table}"')
-            sql = f"SELECT * FROM ({' UNION ALL BY NAME '.join(parts)}) WHERE _row >= $rowid ORDER BY _row"
-            found = con.execute(sql, {"rowid": rowid}).fetchnumpy()
-        columns = {name: values.tolist() for name, values in found.items()}
-        rowids = columns.pop("_row")
-        return columns, rowids[-1] + 1 if rowids else rowid
+            rows = f'SELECT rowid AS _row, * FROM d."{table}"'
+            if dead and con.execute(f'SELECT 1 FROM tail."{table}" LIMIT 1').fetchall():
+                place = f'(SELECT coalesce(max(rowid), -1) FROM d."{table}") + row_number() OVER ()'
+                rows += f' UNION ALL BY NAME SELECT {place} AS _row, * FROM tail."{table}"'
+            found = con.execute(f"WITH rows AS ({rows}) {sql}", params)
+            return Table([column[0] for column in found.description], found.fetchall())
 
     def series(self, name: str, buckets: int = 1000, table: Literal["metrics", "observations"] = "metrics") -> Series:
         """A metric of rank 0, or an observed stream, in at most `buckets` equal step ranges, without NaN."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from .app import create_app
+from .feed import Feed
 from .server import DashboardError, Handle, serve, serve_in_thread
 
-__all__ = ["DashboardError", "Handle", "create_app", "serve", "serve_in_thread"]
+__all__ = ["DashboardError", "Feed", "Handle", "create_app", "serve", "serve_in_thread"]

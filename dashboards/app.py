@@ -1,34 +1,35 @@
-"""The Dash app: the frame around the pages, and who may talk to it."""
+"""The Dash app: routes an address to its page, and sends once a second what is new on it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
 
-import dash_mantine_components as dmc
-from dash import Dash, Input, Output, dcc, html
+from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
 from dash.development.base_component import Component
-from flask import Flask, Response, abort, request
 
-from collapsewatch.words import plain
-
+from .access import guard
 from .feed import Feed
+from .frame import frame, links
 from .pages import PAGES, Page, load_page
-from .words import aria
+from .places import Place, place_of
+from .tick import Live, news
+from .views import Cursor, View
 
-LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-"""Names under which this machine answers itself."""
+FIRST_WAIT_S = 1.0
+"""A page waits so long for what it needs; then it shows what is there, and the rest as it comes."""
 
-TICK_MS = 1000
+# Dash's own, but with the language, which a screen reader needs.
+_INDEX = """<!DOCTYPE html><html lang="en">
+<head>{%metas%}<title>{%title%}</title>{%favicon%}{%css%}</head>
+<body>{%app_entry%}<footer>{%config%}{%scripts%}{%renderer%}</footer></body></html>"""
 
 
-def create_app(logdir: Path, allowed_hosts: Iterable[str] = LOOPBACK) -> Dash:
-    """The dashboard over the runs below `logdir`, which may be empty or absent: runs are picked up live.
+def create_app(feed: Feed, host: str = "127.0.0.1", token: str = "") -> Dash:
+    """The dashboard over the runs of a feed, whose folder may be empty or absent: runs are picked up live.
 
-    `allowed_hosts` are the host names a request may be addressed to; any other is answered with 403.
+    `host` is the address it will listen on; with a `token`, only who knows it gets in.
     """
-    feed = Feed(Path(logdir).resolve())
     app = Dash(
         __name__,
         assets_folder=str(Path(__file__).with_name("assets")),
@@ -37,84 +38,104 @@ def create_app(logdir: Path, allowed_hosts: Iterable[str] = LOOPBACK) -> Dash:
         serve_locally=True,
         enable_mcp=False,
         add_log_handler=False,
+        index_string=_INDEX,
         suppress_callback_exceptions=True,  # a page stands in the layout only while it is shown
     )
     pages = {name: load_page(name) for name in PAGES}
-    app.layout = _frame(feed, pages)
+    app.layout = frame(feed, pages)
+    _navigate(app, feed, pages)
+    _follow(app, feed, pages)
+    _keep_ticking(app)
     for page in pages.values():
-        page.register(app, feed)
-
-    @app.callback(Output("page", "children"), Input("url", "pathname"))
-    def show(path: str | None) -> Component:
-        name = (path or "").strip("/") or next(iter(pages))
-        if name not in pages:
-            return html.P(f"No page {plain(name, 60)!r}; there is {', '.join(pages)}.", className="cw-empty")
-        feed.refresh()
-        return pages[name].body(feed)
-
-    _guard(app.server, frozenset(allowed_hosts), scripts=app.csp_hashes())
+        if page.register:
+            page.register(app, feed)
+    guard(app.server, host, token, scripts=app.csp_hashes())
     return app
 
 
-def _frame(feed: Feed, pages: dict[str, Page]) -> Component:
-    links = [dcc.Link(page.title, href=f"/{name}", className="cw-link") for name, page in pages.items()]
-    frame: Component = dmc.MantineProvider(
-        [
-            dcc.Location(id="url"),
-            dcc.Interval(id="tick", interval=TICK_MS),
-            html.Header(
-                [
-                    html.H1("collapsewatch"),
-                    html.Nav(links, **aria("Pages")),
-                    html.Span(plain(feed.logdir), className="cw-folder", title="The log folder"),
-                    dmc.ColorSchemeToggle(
-                        id="scheme",
-                        variant="default",
-                        size="md",
-                        lightIcon=html.Span("☀"),
-                        darkIcon=html.Span("☾"),
-                        **aria("Switch between light and dark"),
-                    ),
-                ],
-                className="cw-header",
-            ),
-            html.Main(id="page"),
-        ],
-        defaultColorScheme="auto",
+def build(feed: Feed, page: Page, place: Place, wait: float = FIRST_WAIT_S) -> tuple[Component, View]:
+    """A page as its runs stand now, and what it was built from."""
+    feed.refresh_once()
+    view = View(feed, place, page.needs, page.most)
+    feed.want(view.runs, page.needs, wait)
+    view = View(feed, place, page.needs, page.most)
+    return page.body(view), view
+
+
+def _navigate(app: Dash, feed: Feed, pages: dict[str, Page]) -> None:
+    @app.callback(
+        Output("page", "children"),
+        Output("cursor", "data"),
+        Output("nav", "children"),
+        Output("pick", "value"),
+        Output("pick", "data"),
+        Output("first", "value"),
+        Output("last", "value"),
+        Input("url", "pathname"),
+        Input("url", "search"),
+        State("cursor", "data"),
     )
-    return frame
+    def show(path: str | None, search: str | None, cursor: Cursor | None) -> Any:
+        place = place_of(path, search)
+        if cursor and cursor["href"] == place.href:  # a zoom has said in the address what is drawn already
+            return (no_update,) * 7
+        if place.page not in pages:
+            place = place.at(page=next(iter(pages)))
+        body, view = build(feed, pages[place.page], place)
+        first, last = ("" if step is None else step for step in (place.first, place.last))
+        kept = {**view.cursor(), "href": place_of(path, search).href}
+        return body, kept, links(pages, place), list(place.runs), sorted(feed.runs), first, last
+
+    @app.callback(
+        Output("url", "search"),
+        Input("pick", "value"),
+        Input("first", "value"),
+        Input("last", "value"),
+        State("url", "pathname"),
+        State("url", "search"),
+        prevent_initial_call=True,
+    )
+    def pick(runs: list[str] | None, first: Any, last: Any, path: str | None, search: str | None) -> Any:
+        place = place_of(path, search)
+        ends = (value if isinstance(value, int) and value >= 0 else None for value in (first, last))
+        picked = place.at(runs=tuple(runs or ()), **dict(zip(("first", "last"), ends, strict=True)))
+        return no_update if picked == place else picked.search
 
 
-def _guard(server: Flask, hosts: frozenset[str], scripts: Iterable[str]) -> None:
-    """Answers only requests addressed to `hosts` from the app's own pages (DNS rebinding, cross-site)."""
-    # `data:` and `blob:` are the toolbar's own PNG export; styles are inline because Plotly writes them so.
-    policy = (
-        f"default-src 'self'; script-src 'self' {' '.join(scripts)}; style-src 'self' 'unsafe-inline'; "
-        "img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'"
+def _keep_ticking(app: Dash) -> None:
+    app.clientside_callback(
+        ClientsideFunction("collapsewatch", "beat"),
+        Output("tick", "disabled"),
+        Input("beat", "n_intervals"),
+        prevent_initial_call=True,
     )
 
-    @server.before_request
-    def refuse_strangers() -> None:
-        try:
-            host = urlsplit(f"//{request.host}").hostname
-        except ValueError:
-            host = None
-        if host not in hosts:
-            abort(403)
-        if request.method not in ("GET", "HEAD"):
-            origin = request.headers.get("Origin")
-            if request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
-                abort(403)
-            if origin is not None and origin.partition("//")[2] != request.host:
-                abort(403)
 
-    @server.after_request
-    def harden(response: Response) -> Response:
-        response.headers["Content-Security-Policy"] = policy
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["X-Frame-Options"] = "DENY"
-        response.headers["Referrer-Policy"] = "no-referrer"
-        return response
+def _follow(app: Dash, feed: Feed, pages: dict[str, Page]) -> None:
+    graph = {"type": "graph", "panel": ALL, "run": ALL, "at": ALL}
 
-    server.config["MAX_CONTENT_LENGTH"] = 1 << 20  # a browser sends a few hundred bytes
+    @app.callback(
+        Output("page", "children", allow_duplicate=True),
+        Output("cursor", "data", allow_duplicate=True),
+        Output("pick", "data", allow_duplicate=True),
+        Output("url", "search", allow_duplicate=True),
+        Output("first", "value", allow_duplicate=True),
+        Output("last", "value", allow_duplicate=True),
+        Output(graph, "extendData"),
+        Output(graph, "figure"),
+        Output({"type": "part", "part": ALL, "run": ALL, "at": ALL}, "children"),
+        Input("tick", "n_intervals"),
+        Input(graph, "relayoutData"),
+        State("cursor", "data"),
+        # One tick at a time: of two on their way Dash would drop what the first one brings, on a slow machine for ever.
+        running=[(Output("tick", "disabled"), True, False)],
+        prevent_initial_call=True,
+    )
+    def on_tick(_: int, layouts: list[Any], cursor: Cursor | None) -> Any:
+        *_, graphs, _figures, parts = (
+            ([o["id"] for o in out] if isinstance(out, list) else out) for out in ctx.outputs_list
+        )
+        shown = Live(feed, pages, cursor, graphs, parts)
+        if isinstance(ctx.triggered_id, dict):
+            return shown.zoomed(ctx.triggered[0]["value"])
+        return news(shown)

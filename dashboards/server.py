@@ -1,7 +1,8 @@
-"""Serving the app: on this machine only, from a threaded server without a debugger."""
+"""Serving the app: on this machine unless asked otherwise, from a threaded server without a debugger."""
 
 from __future__ import annotations
 
+import secrets
 import socket
 import threading
 from collections.abc import Callable
@@ -9,7 +10,12 @@ from pathlib import Path
 
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
-from .app import LOOPBACK, create_app
+from .access import LOOPBACK
+from .app import create_app
+from .feed import Feed
+
+LEAST_TOKEN = 12
+"""Characters of a token of one's own: fewer can be guessed."""
 
 
 class DashboardError(OSError):
@@ -26,8 +32,9 @@ class _Quiet(WSGIRequestHandler):
 class Handle:
     """A dashboard being served: `url` to open, `close()` to stop; closing twice is harmless."""
 
-    def __init__(self, server: BaseWSGIServer, url: str) -> None:
+    def __init__(self, server: BaseWSGIServer, url: str, feed: Feed) -> None:
         self.url = url
+        self._feed = feed
         self._server = server
         # A daemon, so that a dashboard never keeps a finished training run alive.
         self._thread = threading.Thread(target=server.serve_forever, name="collapsewatch-dashboard", daemon=True)
@@ -42,41 +49,44 @@ class Handle:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+        self._feed.close()
 
 
-def serve_in_thread(logdir: Path, port: int = 8050, host: str = "127.0.0.1") -> Handle:
+def serve_in_thread(logdir: Path, port: int = 8050, host: str = "127.0.0.1", auth_token: str = "") -> Handle:
     """Serves the runs of `logdir` from a background thread; port 0 takes a free one.
 
+    On another `host` than this machine a token is asked for: `auth_token`, or one that is made up and is in `url`.
+
     Raises:
-        DashboardError: the port is taken or not allowed, or `host` is not this machine.
+        DashboardError: the port is taken or not allowed, the host is no address of this machine, the token too short.
     """
-    if host not in LOOPBACK:
-        raise DashboardError(
-            f"--host: got {host!r}, expected one of {', '.join(sorted(LOOPBACK))}: without a login the "
-            "dashboard is served on this machine only (reach it from elsewhere through an SSH tunnel)"
-        )
     if not 0 <= port <= 65535:
         raise DashboardError(f"--port: got {port}, expected 0 (any free port) to 65535")
+    if auth_token and len(auth_token) < LEAST_TOKEN:
+        raise DashboardError(f"--auth-token: got {len(auth_token)} characters, expected at least {LEAST_TOKEN}")
+    token = auth_token or ("" if host in LOOPBACK else secrets.token_urlsafe(24))
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family)
     except OSError as error:
         raise DashboardError(
-            f"--port: got {port}, which cannot be opened on {host} ({error}); choose another with --port, "
-            "or --port 0 for any free one"
+            f"--port: got {port}, which cannot be opened on {host} ({error}); choose another with --port, or --port 0 "
+            "for any free one, and a --host that is an address of this machine"
         ) from error
+    feed = Feed(Path(logdir).resolve())
     # Bound here, because werkzeug ends the whole process on a taken port; the server keeps a duplicate.
     with listener:
         server = make_server(
             host,
             port,
-            create_app(logdir).server,
+            create_app(feed, host, token).server,
             threaded=True,
             request_handler=_Quiet,
             fd=listener.fileno(),
         )
     name = f"[{host}]" if ":" in host else host
-    return Handle(server, f"http://{name}:{server.server_address[1]}/")
+    url = f"http://{name}:{server.server_address[1]}/"
+    return Handle(server, f"{url}?auth_token={token}" if token and not auth_token else url, feed)
 
 
 def serve(
@@ -84,13 +94,14 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8050,
     announce: Callable[[str], None] = lambda url: None,
+    auth_token: str = "",
 ) -> None:
     """Serves the runs of `logdir` until interrupted (Ctrl-C returns); `announce` gets the open address.
 
     Raises:
-        DashboardError: the port is taken or not allowed, or `host` is not this machine.
+        DashboardError: as `serve_in_thread`.
     """
-    handle = serve_in_thread(logdir, port=port, host=host)
+    handle = serve_in_thread(logdir, port, host, auth_token)
     try:
         announce(handle.url)
         handle.wait()

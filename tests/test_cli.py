@@ -199,7 +199,8 @@ def test_a_taken_port_is_one_line(name: str, command: Command, tmp_path: Path) -
 
 
 def test_a_dashboard_for_strangers_is_one_line(command: Command, tmp_path: Path) -> None:
-    is_refusal(command("dashboard", tmp_path, "--host", "0.0.0.0"), "--host: got '0.0.0.0'", "this machine only")
+    refused = command("dashboard", tmp_path, "--host", "0.0.0.0", "--auth-token", "short")
+    is_refusal(refused, "--auth-token: got 5 characters", "at least 12")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ LAYERS = (
     "importers database probe measure supervisor course",
     "merge rows replay fixed losses",
     "aliases store queries tables verdict",
-    "samples offenders",
+    "samples offenders slices reading",
     "monitor report ledger",
     "findings follow steps checkpoints calibrate loop",
     "summary callback dashboards page",

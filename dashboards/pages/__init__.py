@@ -6,8 +6,8 @@ shows when there is nothing: a page never fails for want of data.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from dash import Dash
 from dash.development.base_component import Component
@@ -15,20 +15,35 @@ from dash.development.base_component import Component
 from collapsewatch.plugins import resolve
 
 from ..feed import Feed
+from ..parts import Drawn, Words
+from ..views import View
 
 
 @dataclass(frozen=True)
 class Page:
-    """One page: `body` builds it from the runs as they are now, `register` adds its callbacks to an app."""
+    """One page: `question` is what it answers, `body` builds it from the runs as they are now.
+
+    `panels` grow and `parts` are said again at every tick, wherever `body` has placed them (`parts.panel`,
+    `parts.live`). Unless runs are picked the `most` latest are shown. `register` adds callbacks of its own.
+    """
 
     title: str
+    question: str
     needs: tuple[str, ...]  # tables of schema.sql
-    body: Callable[[Feed], Component]
-    register: Callable[[Dash, Feed], None]
+    body: Callable[[View], Component]
+    panels: tuple[Drawn, ...] = ()
+    parts: Mapping[str, Words] = field(default_factory=dict)
+    most: int = 4
+    register: Callable[[Dash, Feed], None] | None = None
 
 
 PAGES = {
     "overview": "collapsewatch.dashboards.pages.overview:PAGE",
+    "alarms": "collapsewatch.dashboards.pages.alarms:PAGE",
+    "rollouts": "collapsewatch.dashboards.pages.rollouts:PAGE",
+    "control": "collapsewatch.dashboards.pages.control:PAGE",
+    "structure": "collapsewatch.dashboards.pages.structure:PAGE",
+    "compare": "collapsewatch.dashboards.pages.compare:PAGE",
 }
 
 
