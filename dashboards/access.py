@@ -65,7 +65,7 @@ def guard(server: Flask, host: str, token: str, scripts: Iterable[str]) -> None:
 
 def _login(token: str, secret: str) -> Answer | None:
     """None for who has shown the token before; the page that asks for it, or the way in, for who has not."""
-    if hmac.compare_digest(request.cookies.get(COOKIE, ""), secret):
+    if hmac.compare_digest(request.cookies.get(COOKIE, "").encode(), secret.encode()):  # text must be ASCII there
         return None
     given = request.form.get("token") if request.method == "POST" and request.path == "/login" else None
     given = given if given is not None else request.args.get("auth_token")
