@@ -36,7 +36,7 @@ class Lines:
     value: str
     where: str = "true"
     keep: str = "both"
-    buckets: int = 1000
+    buckets: int = 500
 
 
 def metric_lines(metrics: tuple[str, ...]) -> Lines:

@@ -127,15 +127,17 @@ def _follow(app: Dash, feed: Feed, pages: dict[str, Page]) -> None:
         Input("tick", "n_intervals"),
         Input(graph, "relayoutData"),
         State("cursor", "data"),
+        State("url", "pathname"),
+        State("url", "search"),
         # One tick at a time: of two on their way Dash would drop what the first one brings, on a slow machine for ever.
         running=[(Output("tick", "disabled"), True, False)],
         prevent_initial_call=True,
     )
-    def on_tick(_: int, layouts: list[Any], cursor: Cursor | None) -> Any:
+    def on_tick(_: int, layouts: list[Any], cursor: Cursor | None, path: str | None, search: str | None) -> Any:
         *_, graphs, _figures, parts = (
             ([o["id"] for o in out] if isinstance(out, list) else out) for out in ctx.outputs_list
         )
-        shown = Live(feed, pages, cursor, graphs, parts)
+        shown = Live(feed, pages, place_of(path, search), cursor, graphs, parts)
         if isinstance(ctx.triggered_id, dict):
             return shown.zoomed(ctx.triggered[0]["value"])
         return news(shown)

@@ -21,7 +21,7 @@ LIVE_S = 1.0
 """Time after which a run that is being written is read even if its file stayed the same."""
 
 KEPT_DOTS = 4000
-"""Dots of one line that may be held; then the run is read again, thinned to half as many."""
+"""Dots of one line that may be held; then the run is read again, thinned to a quarter of them."""
 
 KEPT_NEWS = 600
 """Batches of news that are held: a browser that slept for longer is drawn anew."""

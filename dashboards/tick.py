@@ -14,7 +14,7 @@ from dash import Patch, no_update
 
 from .feed import Feed
 from .pages import Page
-from .places import Place, place_of
+from .places import Place
 from .views import Cursor, View, digest
 
 Id = dict[str, str]
@@ -23,14 +23,19 @@ Change = tuple[Any, ...]
 
 
 class Live:
-    """What stands in one browser: the place its cursor tells, and the ids of its graphs and live words."""
+    """What stands in one browser: the place of its address, what its cursor has, its graphs' and live words' ids."""
 
     def __init__(
-        self, feed: Feed, pages: Mapping[str, Page], cursor: Cursor | None, graphs: Sequence[Id], parts: Sequence[Id]
+        self,
+        feed: Feed,
+        pages: Mapping[str, Page],
+        place: Place,
+        cursor: Cursor | None,
+        graphs: Sequence[Id],
+        parts: Sequence[Id],
     ) -> None:
         self.feed, self.cursor, self.graphs, self.parts = feed, cursor, graphs, parts
-        path, _, search = (cursor or {"href": "/"})["href"].partition("?")
-        place = place_of(path, search)
+        self.href = place.href
         self.place = place if place.page in pages else place.at(page=next(iter(pages)))
         self.page = pages[self.place.page]
         self.panels = {panel.name: panel for panel in self.page.panels}
@@ -75,10 +80,11 @@ def news(live: Live) -> Change:
     view.versions = {key: version for key, (version, _) in fresh.items()}
     now = view.cursor()
     runs = sorted(live.feed.runs) if now["runs"] != cursor["runs"] else no_update
-    foreign = any(i["at"] != cursor["at"] for i in (*live.graphs, *live.parts))
+    # A tick for the page before may have come in after the new page, and brought its own cursor or even itself.
+    foreign = cursor["href"] != live.href or any(i["at"] != cursor["at"] for i in (*live.graphs, *live.parts))
     if now["shape"] != cursor["shape"] or foreign or any(dots is None for _, dots in fresh.values()):
         view = live.view()
-        return live.change((live.page.body(view), {**view.cursor(), "href": cursor["href"]}, runs))
+        return live.change((live.page.body(view), {**view.cursor(), "href": live.href}, runs))
     hashes = dict(cursor["hashes"])
     dots = {key: found or {} for key, (_, found) in fresh.items()}
     extend = [_extend(live, i, view, dots) for i in live.graphs]

@@ -219,7 +219,7 @@ def test_an_address_leads_back_to_its_place(page: str, runs: list[str], first: A
 
 def live(feed: Feed, name: str, view: View, body: Any) -> Live:
     pages = {name: load_page(name)}
-    return Live(feed, pages, view.cursor(), ids(body, "graph"), ids(body, "part"))
+    return Live(feed, pages, view.place, view.cursor(), ids(body, "graph"), ids(body, "part"))
 
 
 def test_a_tick_sends_only_what_is_new(tmp_path: Path) -> None:
@@ -238,10 +238,23 @@ def test_a_tick_sends_only_what_is_new(tmp_path: Path) -> None:
     assert changed[0] is no_update and len(changed[6]) == len(page.panels)
     assert changed[6][0][0]["x"] == [[6, 7]]
     assert len(words) == len(page.parts) and "OK at step 7" in said(changed[8])
-    again = news(Live(feed, {"overview": page}, changed[1], before.graphs, before.parts))
+    again = news(Live(feed, {"overview": page}, Place(), changed[1], before.graphs, before.parts))
     assert again[6] == [no_update] * len(page.panels)  # nothing new: every graph is left as it is
     assert [w for w in again[8] if w is not no_update] == []
     store.close()
+    feed.close()
+
+
+def test_a_tick_that_finds_another_page_than_its_address_builds_that(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    feed = seen(tmp_path)
+    pages = {name: load_page(name) for name in PAGES}
+    view = View(feed, Place("overview"), pages["overview"].needs, 4)
+    body = pages["overview"].body(view)
+    shown = Live(feed, pages, Place("compare"), view.cursor(), ids(body, "graph"), ids(body, "part"))
+    built = news(shown)
+    assert {i["panel"] for i in ids(built[0], "graph")} <= {panel.name for panel in pages["compare"].panels}
+    assert built[1]["href"] == "/compare"
     feed.close()
 
 
