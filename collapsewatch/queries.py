@@ -124,7 +124,7 @@ class Run:
     def applied(self) -> list[Applied]:
         """Every application of an intervention, in the order logged; what a resumed training logged again, once."""
         sql = "SELECT step, name, schedule, trigger_step, status, detail FROM interventions"
-        return [Applied(step, *row, json.loads(detail)) for step, *row, detail in self._once(sql)]
+        return [Applied(*(*row, json.loads(detail))) for *row, detail in self._once(sql)]
 
     def events(self) -> list[Event]:
         """Every event, in the order logged."""

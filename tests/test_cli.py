@@ -166,7 +166,7 @@ def test_a_folder_of_unknown_files_is_one_line(command: Command, tmp_path: Path)
         ("model = 'no/such/model'", "model: got 'no/such/model'"),
         ("model = 'no.gguf'", "model: got 'no.gguf'"),
         ("model = '{broken}'", "expected 'tiny', a model folder, a hub name or a .gguf file"),
-        ("environment = 'chian'", "environment: got 'chian', expected one of chain"),
+        ("environment = 'chian'", "environment: got 'chian', expected one of bfcl, bfcl_base"),
         ("environment = 'os:nothing'", "environment: got 'os:nothing', which does not load"),
         ("chat_format = 'x'", "chat format: got 'x', expected one of "),
         ("intervention = 'prayer'", "got 'prayer', expected one of "),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collapsewatch.interventions import INTERVENTIONS
@@ -61,6 +61,7 @@ def test_fixed_schedules_supervise_about_a_tenth_of_the_steps(bench: Any) -> Non
 
 
 @given(values=st.lists(st.floats(-1, 1), min_size=1, max_size=8))
+@settings(deadline=None, max_examples=25)
 def test_an_interval_holds_its_mean_and_is_that_of_other_draws(bench: Any, values: list[float]) -> None:
     found = bench["verdicts"].estimate(values)
     assert (

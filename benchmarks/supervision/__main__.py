@@ -4,6 +4,7 @@ Runs that stand finished in `--runs` are not trained again and those that were c
 checkpoint, so that the command may be interrupted at any time. `--write` puts the tables into a Markdown file.
 
     python benchmarks/supervision [--quick] [--json] [--runs DIR] [--seeds N] [--jobs N] [--only TEXT] [--write FILE]
+                                  [--figures FILE]
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from course import Row, finish, finished, row, run_name
+from drawn import page
 from grid import COMMON, RATES, SEEDS, STEPS, WINDOW, Cell, cells
 from verdicts import claims, kept_alive, summary, table
 
@@ -40,6 +42,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cells whose names hold this, or one of these with commas")
     parser.add_argument("--no-training", action="store_true", help="judge the runs that stand there")
     parser.add_argument("--write", type=Path, help="put the tables into this file, between its marks or at its end")
+    parser.add_argument("--figures", type=Path, help="draw the first seed's runs into this HTML file")
     options = parser.parse_args()
     if options.quick:
         with tempfile.TemporaryDirectory() as folder:
@@ -50,6 +53,8 @@ def main() -> None:
         rows = made(wanted, seeds, options.runs, 0 if options.no_training else options.jobs, {})
     if options.write:
         write(options.write, rows)
+    if options.figures and not options.quick:
+        options.figures.write_text(page([r for r in rows if r.seed == SEEDS[0]], options.runs))
     if options.json:
         told = {"runs": [asdict(r) for r in rows], "cells": summary(rows), "kept_alive": kept_alive(rows)}
         print(json.dumps({**told, "claims": [asdict(claim) for claim in claims(rows)]}))
