@@ -206,6 +206,9 @@ class Monitor:
     def save(self, folder: Path | str, step: int | None = None) -> None:
         """Put the state into the folder of the checkpoint of a step, for `saved_state`; rank 0 does. Never raises."""
         self.last_step = self.last_step if step is None else step
+        with self.guard("checkpoint"):
+            # Whoever resumes here takes no earlier step again: what is recorded of them must be safe from a kill.
+            self.store.flush(10.0)
         if self.rank:
             return
         with self.guard("checkpoint"):

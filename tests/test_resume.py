@@ -27,6 +27,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "erroneous": {"intervention": "erroneous", "schedule": "interleaved", "schedule_knobs": {"segments": [3, 2, 3]}},
     "off_policy": {"intervention": "off_policy", "micro_batches": 2, "num_iterations": 2},
 }
+WAIT = {"erroneous": "2", "off_policy": "0"}
+"""Seconds before the kill: rows of a step that no checkpoint holds have reached the journal, or nothing new has."""
 CHILD = """
 import json, os, signal, sys, time
 from collapsewatch.trainer.config import from_mapping
@@ -34,7 +36,7 @@ from collapsewatch.trainer.train import train
 knobs, killed = json.loads(sys.argv[1]), int(sys.argv[2])
 def die(record, alarms, applied):
     if record.step == killed:
-        time.sleep(2)  # rows of the step that no checkpoint holds have reached the journal
+        time.sleep(float(sys.argv[3]))
         os.kill(os.getpid(), signal.SIGKILL)
 train(from_mapping(knobs, "child"), die)
 """
@@ -49,7 +51,9 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         knobs = {**KNOBS, **ARMS[request.param], "logdir": str(logdir)}
         whole = train(from_mapping({**knobs, "name": "whole"}, "test"))
         killed = {**knobs, "name": "killed"}
-        child = subprocess.run([sys.executable, "-c", CHILD, json.dumps(killed), str(KILLED + 1)], check=False)
+        child = subprocess.run(
+            [sys.executable, "-c", CHILD, json.dumps(killed), str(KILLED + 1), WAIT[request.param]], check=False
+        )
         assert child.returncode == -signal.SIGKILL
         assert max(whole_checkpoints(logdir / "killed", True)) == KILLED
         return whole, train(from_mapping(killed, "test"), resume=True)
