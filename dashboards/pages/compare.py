@@ -25,16 +25,18 @@ ALL = "all"
 """Stands for the runs together, where other pages name one."""
 
 _COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
-_SEED = re.compile(r"[-_.]?(seed|s)?[-_=]?\d+(?=$|[-_./])", re.IGNORECASE)
+_SEED = re.compile(r"(?:^|[-_./])(?:seed|s)[-_=]?\d+(?=$|[-_./])", re.IGNORECASE)
+_NUMBER = re.compile(r"(?<![\d.])(?<!\de)(?<!\de-)[-_.]?\d+$")  # of a run, not of a rate such as 0.003 or 1e-3
 
 
 def arm_of(key: str) -> str:
-    """The name of a run without its seed.
+    """The name of a run without its seed: where none is named, without the number at its end.
 
-    >>> arm_of("demo-seed0/rl-alone"), arm_of("grpo-lr3_seed=2"), arm_of("run7")
-    ('demo/rl-alone', 'grpo-lr3', 'run')
+    >>> arm_of("demo-seed0/rl-alone"), arm_of("grpo-lr3_seed=2"), arm_of("run7"), arm_of("grpo-lr1e-3")
+    ('demo/rl-alone', 'grpo-lr3', 'run', 'grpo-lr1e-3')
     """
-    return _SEED.sub("", key) or key
+    named = _SEED.sub("", key)
+    return (named if named != key else _NUMBER.sub("", key)) or key
 
 
 def onset_of(view: View, key: str) -> int | None:
