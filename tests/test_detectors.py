@@ -429,6 +429,14 @@ def test_the_hard_limit_names_who_moved_first() -> None:
     assert detector.first_mover() == "truncated"
 
 
+def test_an_alarm_of_the_hard_limit_alone_holds_with_its_drivers_and_clears() -> None:
+    detection, path = Detection(build(["hard_limit"])), [0.05] * 20 + [0.9, 0.95] + [0.6] * 20 + [0.01] * 20
+    found = [a for t, y in enumerate(path, 1) for a in detection.update(record(t, 8, truncated=y))[0]]
+    assert [(a.step, str(a.tier)) for a in found][:3] == [(21, "alarm"), (31, "hold"), (41, "hold")]
+    assert str(found[-1].tier) == "cleared" and 50 <= found[-1].step <= 62
+    assert {a.kind for a in found} == {"length_runaway"}
+
+
 @pytest.mark.parametrize(("stream", "speaks"), [("hazard", True), ("hazard:<a>", False), ("hazard@text", False)])
 def test_the_hard_limit_watches_sums_and_outcomes_but_no_single_token(stream: str, speaks: bool) -> None:
     assert bool(over([0.6, 0.6], stream)[1]) is speaks

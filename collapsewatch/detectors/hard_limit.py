@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..records import Driver, Evidence, Observation
+from ..records import Evidence, Observation
 from .base import NOTHING
 from .bets import Bettor, Held
 from .streams import BAD_OUTCOMES, StreamSpec
@@ -68,7 +68,7 @@ class HardLimit(Bettor):
         self.bets.take(self.number, step, observations)
         self._fit()
         if self._calm and not self.bets.exceeds(self.row, self.own, self.level):
-            return Evidence(step, self.name, NOTHING, self.log_bound, ())
+            return Evidence(step, self.name, NOTHING, self.log_bound, self.bets.evidence(self.row)[1])
         now = self.bets.reading(self.row, self.own)
         limit = np.maximum(self.level, self.ratio * now.usual)
         beyond, most = self._excess(now, limit)
@@ -84,8 +84,7 @@ class HardLimit(Bettor):
         self.since = np.where(now.seen, np.where(over, np.where(self.since, self.since, step), 0), self.since)
         self.past = np.where(now.seen, np.stack([beyond, last, most]), self.past)
         self._calm = not self.since.any() and float(self.past.max(initial=NOTHING)) == NOTHING
-        self._mover = ""
-        rows: Sequence[Driver] = ()
+        self._mover, rows = "", self.bets.evidence(self.row)[1]
         speaks = held >= 0
         if speaks.any():
             self._onset = int(self.since[speaks].min())
