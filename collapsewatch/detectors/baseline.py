@@ -134,8 +134,3 @@ class SelfStartingBaseline:
     def load_state_dict(self, row: int, state: dict[str, Any]) -> None:
         for k, v in vars(self).items():
             v[row] = state[k]
-
-
-def indices(at: Index, size: int) -> np.ndarray:
-    """The numbers that `at` stands for, out of `size`."""
-    return np.arange(size) if isinstance(at, slice) else at

@@ -11,7 +11,7 @@ import numpy as np
 from ..records import Evidence, Observation
 from .base import NOTHING
 from .bets import Bettor, Held
-from .streams import BAD_OUTCOMES, StreamSpec
+from .streams import BAD_OUTCOMES
 
 _WATCHED = frozenset({"total", "outcome", "legal"})  # of tokens, slots and cells there are many: one is high by chance
 _LAST, _BEFORE, _MOST = range(3)  # rows of `past`
@@ -54,7 +54,6 @@ class HardLimit(Bettor):
         self.past = np.zeros((3, 0))
         self.since = np.zeros(0, dtype=np.int64)  # (W,) since when what is tolerated has been exceeded; 0: it is not
         self._onset, self._mover, self._streams = 0, "", 0
-        self._calm = True  # no stream was beyond anything on the last three steps
 
     def reset(self) -> None:
         super().reset()
@@ -67,7 +66,7 @@ class HardLimit(Bettor):
     def update(self, step: int, observations: Sequence[Observation]) -> Evidence:
         self.bets.take(self.number, step, observations)
         self._fit()
-        if self._calm and not self.bets.exceeds(self.row, self.own, self.level):
+        if self._calm() and not self.bets.exceeds(self.row, self.own, self.level):
             return Evidence(step, self.name, NOTHING, self.log_bound, self.bets.evidence(self.row)[1])
         now = self.bets.reading(self.row, self.own)
         limit = np.maximum(self.level, self.ratio * now.usual)
@@ -83,7 +82,6 @@ class HardLimit(Bettor):
         over = now.known & (now.level > now.tolerance) | (most >= 0)
         self.since = np.where(now.seen, np.where(over, np.where(self.since, self.since, step), 0), self.since)
         self.past = np.where(now.seen, np.stack([beyond, last, most]), self.past)
-        self._calm = not self.since.any() and float(self.past.max(initial=NOTHING)) == NOTHING
         self._mover, rows = "", self.bets.evidence(self.row)[1]
         speaks = held >= 0
         if speaks.any():
@@ -91,6 +89,10 @@ class HardLimit(Bettor):
             among, rows = self.bets.beyond(self.row, self.own[speaks])
             self._mover = self.bets.first_mover(self.row, among)
         return Evidence(step, self.name, float(held.max(initial=NOTHING)), self.log_bound, rows)
+
+    def _calm(self) -> bool:
+        """Was no stream beyond anything on the last steps that count?"""
+        return not self.since.any() and float(self.past.max(initial=NOTHING)) == NOTHING
 
     def _excess(self, now: Held, limit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The logs of how many times tolerance and `limit` are reached, (W,) each; `NOTHING` where they are not."""
@@ -111,7 +113,7 @@ class HardLimit(Bettor):
         specs = self.bets.table.specs
         if len(specs) == self._streams:
             return
-        new = [i for i in range(self._streams, len(specs)) if _watched(specs[i])]
+        new = [i for i in range(self._streams, len(specs)) if specs[i].weight_group in _WATCHED]
         self.own = np.concatenate([self.own, np.array(new, dtype=np.intp)])
         self.outcome = np.array([specs[i].name in BAD_OUTCOMES for i in self.own.tolist()], dtype=bool)
         self.past = np.concatenate([self.past, np.full((3, len(new)), NOTHING)], axis=1)
@@ -121,7 +123,7 @@ class HardLimit(Bettor):
     def state_dict(self) -> dict[str, Any]:
         self._fit()  # others may have seen streams that this one was not asked about
         own = {"past": self.past.tolist(), "over": self.since.tolist(), "onset": self._onset, "mover": self._mover}
-        return super().state_dict() | own | {"calm": self._calm}
+        return super().state_dict() | own
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
@@ -129,8 +131,4 @@ class HardLimit(Bettor):
         self._fit()
         self.past = np.array(state["past"], dtype=np.float64).reshape(self.past.shape)
         self.since = np.array(state["over"], dtype=np.int64)
-        self._onset, self._mover, self._calm = state["onset"], state["mover"], state["calm"]
-
-
-def _watched(spec: StreamSpec) -> bool:
-    return spec.weight_group in _WATCHED
+        self._onset, self._mover = state["onset"], state["mover"]

@@ -181,8 +181,7 @@ class _Plan(NamedTuple):
 class StreamTable:
     """Streams by index in order of first sight, and how one step's observations become arrays."""
 
-    def __init__(self, only: frozenset[str] | None = None) -> None:
-        self.only = only
+    def __init__(self) -> None:
         self.specs: list[StreamSpec] = []
         self.names: list[str] = []
         self.floors: list[float] = []  # below it a difference means nothing, given the first sample size
@@ -207,17 +206,16 @@ class StreamTable:
         return Reading(slice(None) if at.size == len(self.specs) else at, y, rows)
 
     def _planned(self, seen: Observed) -> _Plan:
-        taken = [(o, row) for row, o in enumerate(seen) if self.only is None or o.stream in self.only]
-        new = [o for o, _ in taken if o.stream not in self.index and o.value >= 0]
+        new = [o for o in seen if o.stream not in self.index and o.value >= 0]
         for o in sorted(new, key=lambda o: o.stream):  # sorted: the order of one step's observations means nothing
             self.add(o.stream, o.n)
-        first = {self.index[o.stream]: row for o, row in reversed(taken) if o.stream in self.index}
+        first = {self.index[o.stream]: row for row, o in reversed([*enumerate(seen)]) if o.stream in self.index}
         at = sorted(first)
         hazard = np.array([self.specs[i].kind == "hazard" for i in at], dtype=bool)
         rows = np.array([first[i] for i in at], dtype=np.intp)
         highest = np.where(hazard, np.inf, 1.0 + 1e-9)
-        plan = _Plan(seen.names, np.array(at, dtype=np.intp), rows, hazard, highest, len(taken) - len(at))
-        if all(o.stream in self.index for o, _ in taken):  # else the next value may be a stream's first
+        plan = _Plan(seen.names, np.array(at, dtype=np.intp), rows, hazard, highest, len(seen) - len(at))
+        if all(o.stream in self.index for o in seen):  # else the next value may be a stream's first
             self._plan = plan
         return plan
 
