@@ -100,3 +100,21 @@ def chromium() -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=path, args=flags)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def renderer() -> Any:
+    """Renders `chain` with the tiny model's tokenizer."""
+    from collapsewatch.trainer.dialogues import Renderer
+    from collapsewatch.trainer.environments.chain import Chain
+    from collapsewatch.trainer.models import tiny_tokenizer
+
+    return Renderer(tiny_tokenizer(Chain()), Chain())
+
+
+@pytest.fixture(scope="session")
+def hermes(renderer: Any) -> Any:
+    """The tiny model's format in its own ids."""
+    from collapsewatch.formats import format_named
+
+    return format_named("hermes").bind(renderer.tokenizer)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import pytest
 
-from collapsewatch.formats import format_named
 from collapsewatch.formats.base import BoundFormat
 from collapsewatch.interventions.base import Guide
 from collapsewatch.records import Structure
@@ -16,21 +15,10 @@ from collapsewatch.trainer.dialogues import Renderer
 from collapsewatch.trainer.environments import Task
 from collapsewatch.trainer.environments.chain import Chain
 from collapsewatch.trainer.grpo import amplifiers
-from collapsewatch.trainer.models import tiny_tokenizer
 from collapsewatch.trainer.rollout import Generate, Trajectory, rollout
 from collapsewatch.trainer.supervision import supervision
 
 CHAIN = Chain()
-
-
-@pytest.fixture(scope="module")
-def renderer() -> Renderer:
-    return Renderer(tiny_tokenizer(CHAIN), CHAIN)
-
-
-@pytest.fixture(scope="module")
-def hermes(renderer: Renderer) -> BoundFormat:
-    return format_named("hermes").bind(renderer.tokenizer)
 
 
 class Says:

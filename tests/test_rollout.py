@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collapsewatch.formats import format_named
 from collapsewatch.formats.base import BoundFormat
 from collapsewatch.interventions.sft import TokenRow
 from collapsewatch.queries import open_run
@@ -28,16 +27,6 @@ from collapsewatch.trainer.rollout import Generate, rollout
 from collapsewatch.trainer.train import check, train
 
 CHAIN = Chain()
-
-
-@pytest.fixture(scope="module")
-def renderer() -> Renderer:
-    return Renderer(tiny_tokenizer(CHAIN), CHAIN)
-
-
-@pytest.fixture(scope="module")
-def hermes(renderer: Renderer) -> BoundFormat:
-    return format_named("hermes").bind(renderer.tokenizer)
 
 
 def turns(row: TokenRow) -> Iterator[tuple[int, int]]:
