@@ -133,9 +133,9 @@ class Monitor:
         with self.guard("store"):
             self.store.log_applied(applied)
         if applied.status in ("applied", "begin") and applied.step:
-            # While an alarm stands nothing starts again: what is broken is no new normal.
-            asked = self.state != "ok" or applied.trigger_step  # a rollback has ended its alarm by itself
-            if not asked and (self._applied is None or applied.step - self._applied > SERIES):
+            again = self._applied is not None and applied.step - self._applied <= SERIES
+            # What an alarm asked for is no change of plan; a rollback has ended its alarm by itself.
+            if self.state != "ok" or not (applied.trigger_step or again):
                 self.mark(f"intervention {applied.name}")
             self._applied = applied.step
 

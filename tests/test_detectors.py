@@ -498,16 +498,23 @@ class Siren(Detector):
 def test_an_alarm_holds_clears_after_eight_good_steps_and_waits_before_the_next() -> None:
     siren = Siren()
     detection = Detection([siren])
-    levels = [0.0] * 4 + [0.5] * 12 + [0.04] * 7 + [0.06] + [0.04] * 8 + [0.5] * 12
+    levels = [0.0] * 4 + [0.5] * 12 + [0.04] * 7 + [0.11] + [0.04] * 8 + [0.5] * 12
     states, seen = [], []
     for t, y in enumerate(levels, 1):
         alarms, _ = detection.update(record(t, polluted=y))
         seen += [(a.step, str(a.tier), a.onset_step) for a in alarms]
         states.append(detection.state)
-    # 7 good steps and one above half the tolerance do not clear it; 8 in a row do; then 10 steps of rest.
+    # 7 good steps and one beyond the tolerance of 0.1 do not clear it; 8 in a row do; then 10 steps of rest.
     assert seen == [(5, "alarm", 3), (15, "hold", 3), (25, "hold", 3), (32, "cleared", 3), (43, "alarm", 3)]
     assert siren.forgot == ["evidence"]
     assert (states[3], states[4], states[5], states[31], states[42]) == ("ok", "alarm", "hold", "ok", "alarm")
+
+
+@pytest.mark.parametrize(("high", "cleared"), [(0.07, [12]), (0.09, [])])
+def test_an_alarm_clears_by_the_mean_of_good_steps_however_noisy_each_is(high: float, cleared: list[int]) -> None:
+    noisy = [0.5] * 4 + [0.02, high] * 10  # tolerated is 0.1, calm below 0.05
+    seen = rows([record(t, polluted=y) for t, y in enumerate(noisy, 1)], Detection([Siren()]))
+    assert [step for step, tier, _ in seen if tier == "cleared"] == cleared
 
 
 def test_an_alarm_that_never_clears_becomes_the_new_normal_and_says_so() -> None:
@@ -515,6 +522,17 @@ def test_an_alarm_that_never_clears_becomes_the_new_normal_and_says_so() -> None
     seen = rows([record(t, polluted=0.4) for t in range(1, 70)], Detection([siren]))
     holds = [(s, "hold", "siren") for s in (11, 21, 31, 41)]
     assert seen == [(1, "alarm", "siren"), *holds, (61, "rebaselined", "siren")]
+    assert siren.forgot == ["baseline"]
+
+
+def test_what_is_done_about_an_alarm_puts_off_the_new_normal() -> None:
+    siren, found = Siren(), []
+    detection = Detection([siren])
+    for t in range(1, 121):
+        found += [(a.step, str(a.tier)) for a in detection.update(record(t, polluted=0.4))[0]]
+        if t in (20, 50):
+            detection.mark_event(t, "intervention expert")
+    assert [row for row in found if row[1] != "hold"] == [(1, "alarm"), (110, "rebaselined")]
     assert siren.forgot == ["baseline"]
 
 

@@ -138,7 +138,7 @@ def test_an_alarm_is_not_forgotten_because_somebody_stepped_in(tmp_path: Path) -
     with closing(open_run(tmp_path / "run")) as run:
         assert {a.tier for a in run.alarms()} >= {Tier.ALARM, Tier.HOLD}
         assert not {a.tier for a in run.alarms()} & {Tier.CLEARED, Tier.REBASELINED}
-        assert {e.detail for e in run.events() if e.name == "mark"} == {"help"}
+        assert {e.detail for e in run.events() if e.name == "mark"} == {"help", "intervention erroneous"}
     assert assert_one_path(tmp_path / "run") > 1
 
 

@@ -16,6 +16,7 @@ from collapsewatch.interventions import INTERVENTIONS
 from collapsewatch.plugins import resolve
 from collapsewatch.trainer.config import from_mapping
 from collapsewatch.trainer.supervision import supervision
+from tests.dashboard_runs import write_run
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "supervision"
 
@@ -27,7 +28,7 @@ def bench() -> Iterator[Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER))
-        yield {name: importlib.import_module(name) for name in ("grid", "course", "verdicts")}
+        yield {name: importlib.import_module(name) for name in ("grid", "course", "verdicts", "drawn")}
 
 
 def made(bench: Any, arm: str, schedule: str, rate: float, seed: int, **values: float) -> Any:
@@ -57,7 +58,7 @@ def test_fixed_schedules_supervise_about_a_tenth_of_the_steps(bench: Any) -> Non
         if cell.schedule == "interleaved" and act is not None and when is not None:
             steps = range(bench["grid"].STEPS)
             acts = cell.knobs(0)["sft_updates"] * sum(when.due(step, False, None) for step in steps)
-            assert (sum(when.on(step, False) for step in steps) if act.standing else acts) == 6
+            assert (sum(when.on(step, False) for step in steps) if act.standing else acts) == 8
 
 
 @given(values=st.lists(st.floats(-1, 1), min_size=1, max_size=8))
@@ -82,6 +83,16 @@ def test_a_claim_is_judged_run_by_run(bench: Any) -> None:
     swapped = [replace(row, final=-row.final) for row in rows]
     assert bench["verdicts"].claims(swapped)[0].agrees is False
     assert bench["verdicts"].claims(rows)[1].agrees is None  # not run
+
+
+def test_figures_are_the_dashboards_own_of_an_arm_over_rl_alone(bench: Any, tmp_path: Path) -> None:
+    rows = [made(bench, arm, schedule, 1e-3, 0) for arm, schedule in (("none", ""), ("hint", "triggered"))]
+    for row in rows:
+        write_run(tmp_path / row.run)
+    page = bench["drawn"].page(rows, tmp_path)
+    assert page.count('class="plotly-graph-div"') == 6 and page.count("<h2>") == 2
+    *_, reward, _, _ = page.split("Plotly.newPlot(")
+    assert "none-0.001-0" in reward and "hint-triggered-0.001-0" in reward
 
 
 def test_kept_alive_counts_seeds_that_rl_alone_loses(bench: Any) -> None:

@@ -116,7 +116,8 @@ def write(path: Path, rows: Sequence[Row]) -> None:
         f" {STEPS} steps of {COMMON['prompts']} prompts with {COMMON['rollouts']} rollouts on `chain`, mean over seeds"
         f" (95 % bootstrap interval). *Final*, *parse rate* and *alive* are of the last {WINDOW} steps, a sixth of the"
         " run, as 50 are of the paper's 300; alive is a final reward of at least 80 % of the best such window. OOD"
-        " columns are rewards on held-out tasks at the end less those at the start.\n\n" + report(rows)
+        " columns are rewards on held-out tasks, the mean of the last two evaluations less the one before training.\n\n"
+        + report(rows)
     )
     text = path.read_text() if path.exists() else ""
     before, _, rest = text.partition(BEGIN)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, fields
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ EVALUATED = {"held_out": "eval", "format_ood": "eval/format_ood", "content_ood":
 class Row:
     """What came of one run. Rewards and parse rate are means over `WINDOW` steps, the best over any such window.
 
-    `held_out`, `format_ood`, `content_ood`: rewards at the end on held-out tasks, as trained, in another call format
-    and with other tools, less those at the start.
+    `held_out`, `format_ood`, `content_ood`: rewards on held-out tasks, as trained, in another call format and with
+    other tools: the mean of the last two evaluations less the one before training.
     """
 
     cell: str
@@ -48,6 +49,11 @@ class Row:
     held_out: float
     format_ood: float
     content_ood: float
+
+    @property
+    def run(self) -> str:
+        """Name of its run."""
+        return f"{self.cell}-{self.seed}"
 
 
 MEASURED = [field.name for field in fields(Row) if field.name not in ("cell", "arm", "schedule", "rate", "seed")]
@@ -103,5 +109,5 @@ def row(cell: Cell, seed: int, logdir: Path) -> Row:
         float(np.mean(parsed)) if parsed else 0.0,
         float(smooth[-1] >= ALIVE * smooth.max() > 0),
         supervised[-1] if supervised else 0.0,
-        **{key: values[-1] - values[0] if len(values) > 1 else float("nan") for key, values in evaluated.items()},
+        **{key: float(np.mean(values[-2:])) - values[0] if values else nan for key, values in evaluated.items()},
     )

@@ -1,4 +1,4 @@
-"""The dashboard's own figures of the runs of one seed and rate, every arm beside RL alone, on one page."""
+"""The dashboard's own figures of the runs of one seed, every arm over RL alone of the same rate, on one page."""
 
 from __future__ import annotations
 
@@ -9,29 +9,32 @@ from pathlib import Path
 import plotly.io
 from course import Row
 
-from collapsewatch.dashboards.feed import RunFeed
-from collapsewatch.dashboards.figures import PANELS, figure
+from collapsewatch.dashboards.feed import Feed
+from collapsewatch.dashboards.panels import PARSE_RATE, REWARD, STRUCTURE
+from collapsewatch.dashboards.places import Place
+from collapsewatch.dashboards.run_feed import RunFeed
+from collapsewatch.dashboards.views import View
 
-SHOWN = ("reward", "structure")
-"""Names of the panels that are drawn; of those a run lacks, none."""
+NEEDS = ("metrics",)
 
 
 def page(rows: Sequence[Row], logdir: Path) -> str:
-    """HTML that needs no network: of each run the panels, with RL alone of the same seed and rate in grey."""
+    """HTML that needs no network: reward, parse rate and structure of each run; those of RL alone in grey."""
     parts: list[str] = []
-    drawn_any = False  # the first figure brings the library along
     for row in rows:
-        names = [f"{row.cell}-{row.seed}", *(f"{a.cell}-{a.seed}" for a in rows if _alone(a, row))]
-        runs = {name: RunFeed(name, logdir / name) for name in names}
-        for feed in runs.values():
-            feed.refresh()
-        until = {name: len(feed.points) for name, feed in runs.items()}
+        names = [row.run, *(other.run for other in rows if _alone(other, row))]
+        feed = Feed(logdir)
+        feed.runs = {name: RunFeed(name, logdir / name) for name in names}
+        for run in feed.runs.values():
+            run.refresh(NEEDS)
+        view = View(feed, Place(runs=tuple(names)), NEEDS, len(names))
+        feed.close()
         parts.append(f"<h2>{escape(names[0])}</h2>")
-        for panel in PANELS:
-            drawn = figure(panel, names[0], runs, until) if panel.name in SHOWN else None
-            if drawn is not None:
-                parts.append(plotly.io.to_html(drawn, include_plotlyjs=not drawn_any, full_html=False, validate=False))
-                drawn_any = True
+        for panel in (REWARD, PARSE_RATE, STRUCTURE):
+            if (drawn := panel.draw(names[0], view)) is not None:
+                drawn["layout"]["title"] = {"text": panel.title}
+                library = len(parts) == 1  # the first figure brings it along
+                parts.append(plotly.io.to_html(drawn, include_plotlyjs=library, full_html=False, validate=False))
     return f"<!doctype html><meta charset=utf-8><title>supervision</title>{''.join(parts)}"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-STEPS = 60
+STEPS = 100
 COMMON: dict[str, Any] = {
     "steps": STEPS,
     "warmup_steps": 20,
@@ -16,26 +16,30 @@ COMMON: dict[str, Any] = {
     "alternate_format": "bracket",
     "content_ood": "quiz",
     "probe_every": 20,
-    "eval_every": STEPS,
+    "eval_every": 20,
     "eval_tasks": 24,
     "save_every": 10,
-    "cooldown": 5,
-    "sft_updates": 3,
+    "cooldown": 10,
+    "sft_updates": 1,
     "sft_learning_rate": 1e-3,
 }
 """Knobs of every run. A tiny model learns a thousand times faster than one of 1.5 B, so rates are scaled by that."""
-RATES = (1e-3, 3e-3)
-"""Learning rates of RL: one that the tiny model bears, and one that breaks it."""
+DIALOGUES = COMMON["prompts"] * COMMON["rollouts"]
+"""In a supervised update: as many as there are rollouts in a step of RL."""
+RATES = (1e-3, 1.5e-3)
+"""Learning rates of RL: one that wears the tiny model, and one that breaks it, in the two runs that were looked at."""
 SEEDS = (0, 1, 2, 3, 4)
-SFT_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+SFT_RATES = (1e-4, 3e-4, 3e-3, 1e-2)
 """The sweep, of the interleaved `erroneous` arm. The paper's are 1e-6 and 1e-5, beside an RL rate of 1e-6."""
-SEGMENTS = (10, 20, 30)
-"""The paper's 50, 100 and 150 steps, in a fifth."""
-WINDOW = 10
+SEGMENTS = (17, 33, 50)
+"""The paper's 50, 100 and 150 steps, in a third."""
+PHASE = 4
+"""Supervised updates, or steps with a standing signal on, between two segments: two phases stay below 10 % of a run."""
+WINDOW = STEPS // 6
 """Steps at the end over which a run must still be alive: the paper's runs have 300 and the bar 50."""
 SCHEDULED: dict[str, dict[str, Any]] = {
     "synchronous": {},
-    "interleaved": {"segments": list(SEGMENTS), "hold": 3},
+    "interleaved": {"segments": list(SEGMENTS), "hold": PHASE},
     "triggered": {},
 }
 ACTS = {"erroneous", "reflection"}
@@ -73,14 +77,13 @@ class Cell:
         if self.arm != "none":
             table = SCHEDULED.get(self.schedule, {})
             if self.arm in ACTS:
-                table = (
-                    {"every": 10}
-                    if self.schedule == "synchronous"
-                    else {key: value for key, value in table.items() if key != "hold"}
-                )
-                own["sft_updates"] = 1 if self.schedule == "synchronous" else COMMON["sft_updates"]
+                table = {"every": 10} if self.schedule == "synchronous" else table
+                table = {key: value for key, value in table.items() if key != "hold"}
+                own["sft_updates"] = PHASE if self.schedule == "interleaved" else COMMON["sft_updates"]
             if self.arm == "sft_first":
-                own["sft_updates"] = 2 * COMMON["sft_updates"]  # as many as two phases of the interleaved arms
+                own["sft_updates"] = 2 * PHASE  # as many as two phases of the interleaved arms
+            if self.arm in {*ACTS, "sft_first"}:
+                own["intervention_knobs"] = {"batch": DIALOGUES}
             own |= {"intervention": self.arm, "schedule": self.schedule, "schedule_knobs": dict(table)}
         return {**COMMON, **own, **self.changes}
 
@@ -95,5 +98,5 @@ def cells() -> Iterator[Cell]:
 
 def sweep() -> Iterator[Cell]:
     """The interleaved `erroneous` arm at the rate that breaks the model, by the rate of its supervised updates."""
-    for rate in SFT_RATES:
+    for rate in SFT_RATES:  # the grid has the one that is usual
         yield Cell("erroneous", "interleaved", RATES[-1], {"sft_learning_rate": rate}, f"sft{rate:g}")

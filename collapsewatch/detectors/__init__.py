@@ -97,9 +97,12 @@ class Detection:
         """An announced change: baselines start again with the next record, unless an alarm stands.
 
         What is broken is no new normal: an intervention, or the learning rate it lowers, must not talk the
-        alarm away that asked for it.
+        alarm away that asked for it. It puts off the end of an alarm that nothing helps against.
         """
-        for d in self.detectors if self.state == "ok" else ():
+        if self.state != "ok":
+            self.policy.acted()
+            return
+        for d in self.detectors:
             d.mark_event(step, name)
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from math import sqrt
+from statistics import fmean
 from typing import Any
 
 from ..records import Alarm, Driver, Evidence, Tier
@@ -21,12 +23,13 @@ BROKEN = 0.5  # rate of a bad outcome that nobody may get used to: the hard limi
 class AlarmPolicy:
     """OK -> alarm -> hold -> cleared or rebaselined, for detectors that share one fate.
 
-    An alarm clears after `clear_run` good steps in a row: its streams below half their tolerance, no outcome
-    beyond its own. It is repeated as `hold` for at most `max_hold` steps, and after `rebaseline` steps its level
-    becomes the new normal, with a row that says so; but a run half of whose outcomes are bad is broken and has
-    no new normal. For `refractory` steps after its end no new alarm begins. Steps are records: a log written
-    every 5th step counts every 5th. Defaults: in a simulated closed loop leaving after 8 good steps cost 7.5
-    broken steps a run, after 3 it flapped and cost 109.
+    An alarm clears after `clear_run` good steps in a row: no outcome beyond its tolerance on any of them, the means
+    of its own streams well within theirs (single steps of few rollouts are noise). It is repeated as `hold` for at
+    most `max_hold` steps, and after `rebaseline` steps in which nothing was done about it its level becomes the new
+    normal, with a row that says so; but a run half of whose outcomes are bad is broken and has no new normal. For
+    `refractory` steps after its end no new alarm begins. Steps are records: a log written every 5th step counts
+    every 5th. Defaults: in a simulated closed loop leaving after 8 good steps cost 7.5 broken steps a run, after 3
+    it flapped and cost 109.
     """
 
     def __init__(
@@ -53,7 +56,9 @@ class AlarmPolicy:
 
     def reset(self) -> None:
         self.held = -1  # records since the alarm began; -1: no alarm
-        self.good = 0  # good steps in a row
+        self.idle = 0  # of those, since something was last done about it
+        self.good: deque[dict[str, float]] = deque(maxlen=self.clear_run)
+        """Of good steps in a row: each culprit's level as a share of what is calm."""
         self.wait = 0  # refractory records left
         self.culprits: set[str] = set()
         self.detector = ""
@@ -74,21 +79,27 @@ class AlarmPolicy:
                 return self._begin(step, *firing[0], firing)
             return None
         self.held += 1
+        self.idle += 1
         self._blame(firing)
         self._count_good(found, firing, observed)
         own = next(((d, e) for d, e in found if d.name == self.detector), found[0])
-        if self.good >= self.clear_run:
+        if self._recovered():
             return self._end(Tier.CLEARED, step, *own)
-        if self.held >= self.rebaseline and not _broken(found):
+        if self.idle >= self.rebaseline and not _broken(found):
             return self._end(Tier.REBASELINED, step, *own)
         if self.held <= self.max_hold and self.held % HOLD_EVERY == 0:
             return self._row(Tier.HOLD, step, *own)
         return None
 
+    def acted(self) -> None:
+        """Something was done about the run: how it fares under treatment is no new normal yet."""
+        self.idle = 0
+
     def _begin(
         self, step: int, detector: Detector, evidence: Evidence, firing: list[tuple[Detector, Evidence]]
     ) -> Alarm:
-        self.held, self.good = 0, 0
+        self.held = self.idle = 0
+        self.good.clear()
         self.detector, self.onset = detector.name, detector.onset()
         self.culprits = set()
         self._blame(firing)
@@ -117,8 +128,16 @@ class AlarmPolicy:
         shown = [d for d in seen.values() if d.stream in self.culprits]
         if shown:  # a step that shows none of the culprits is neither good nor bad
             # A token may fall silent because nothing is called any more: then the outcomes are what is bad.
-            fine = all(d.level <= d.tolerance for d in seen.values() if d.stream in OUTCOMES)
-            self.good = self.good + 1 if fine and all(map(_calm, shown)) else 0
+            if any(d.level > d.tolerance for d in seen.values() if d.stream in OUTCOMES):
+                self.good.clear()
+            else:
+                self.good.append({d.stream: d.level / _calm(d) for d in shown})
+
+    def _recovered(self) -> bool:
+        """Whether the last `clear_run` steps were good and each culprit, where it was seen, calm on average."""
+        streams = {stream for levels in self.good for stream in levels}
+        means = (fmean(levels[s] for levels in self.good if s in levels) for s in streams)
+        return len(self.good) == self.clear_run and all(mean < 1 for mean in means)
 
     def _row(self, tier: Tier, step: int, detector: Detector, evidence: Evidence) -> Alarm:
         listed = tuple(d for d in evidence.drivers if d.share > 0)[:LISTED]
@@ -128,7 +147,8 @@ class AlarmPolicy:
     def state_dict(self) -> dict[str, Any]:
         return {
             "held": self.held,
-            "good": self.good,
+            "idle": self.idle,
+            "good": list(self.good),
             "wait": self.wait,
             "culprits": sorted(self.culprits),
             "detector": self.detector,
@@ -136,7 +156,8 @@ class AlarmPolicy:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.held, self.good, self.wait = state["held"], state["good"], state["wait"]
+        self.held, self.idle, self.wait = state["held"], state["idle"], state["wait"]
+        self.good = deque(state["good"], maxlen=self.clear_run)
         self.culprits, self.detector, self.onset = set(state["culprits"]), state["detector"], state["onset"]
 
 
@@ -144,9 +165,9 @@ def _broken(found: Sequence[tuple[Detector, Evidence]]) -> bool:
     return any(d.level >= BROKEN for _, e in found for d in drivers_of(e, BAD_OUTCOMES))
 
 
-def _calm(driver: Driver) -> bool:
+def _calm(driver: Driver) -> float:
     # Half way from baseline to tolerance on the log scale; a baseline near zero would make that unreachable.
-    return driver.level < max(driver.tolerance / 2, sqrt(driver.baseline * driver.tolerance))
+    return max(driver.tolerance / 2, sqrt(driver.baseline * driver.tolerance))
 
 
 def failure(drivers: Sequence[Driver]) -> str:
