@@ -16,7 +16,7 @@ from .places import Place, place_of
 from .tick import Live, news
 from .views import Cursor, View
 
-FIRST_WAIT_S = 1.0
+FIRST_WAIT_S = 0.3
 """A page waits so long for what it needs; then it shows what is there, and the rest as it comes."""
 
 # Dash's own, but with the language, which a screen reader needs.
@@ -77,10 +77,11 @@ def _navigate(app: Dash, feed: Feed, pages: dict[str, Page]) -> None:
     )
     def show(path: str | None, search: str | None, cursor: Cursor | None) -> Any:
         place = place_of(path, search)
-        if cursor and cursor["href"] == place.href:  # a zoom has said in the address what is drawn already
-            return (no_update,) * 7
+        drawn = bool(cursor and cursor["href"] == place.href)  # by a zoom, or a tick that met the new address
         if place.page not in pages:
             place = place.at(page=next(iter(pages)))
+        if drawn:
+            return no_update, no_update, links(pages, place), *(no_update,) * 4
         body, view = build(feed, pages[place.page], place)
         first, last = ("" if step is None else step for step in (place.first, place.last))
         kept = {**view.cursor(), "href": place_of(path, search).href}

@@ -48,7 +48,8 @@ def frame(feed: Feed, pages: Mapping[str, Page]) -> Component:
                 className="cw-header",
             ),
             _choice(),
-            html.Main(id="page", tabIndex="-1"),
+            # Plotly takes a second to start: a graph that nobody sees has it fetched while the page is asked for.
+            html.Main(dcc.Graph(style={"display": "none"}), id="page", tabIndex="-1"),
         ],
         defaultColorScheme="auto",
     )

@@ -9,10 +9,19 @@ from collapsewatch.slices import EVIDENCE, HAZARDS, ILLEGAL, LEGAL, PRESSURE, me
 from collapsewatch.words import number
 
 STATES = tuple(f"structure/{state}" for state in Structure)
+HELD = {
+    "fixed/turn": "fixed dialogues",
+    "alternate/turn": "the same in another format",
+    "eval/reward": "held-out tasks",
+    "eval/format_ood/reward": "those in another format",
+    "eval/content_ood/reward": "tasks with other tools",
+}
+"""What is looked at every so many steps beside training, in words: turns that come out right, and rewards."""
 METRICS = (
     "reward",
     "parse_rate",
     *STATES,
+    *HELD,
     "entropy",
     "kl",
     "grad_norm",

@@ -6,7 +6,7 @@ from collapsewatch.theme import ALARM, BLUE, GREEN, GREY, ORANGE, PURPLE, STRUCT
 from collapsewatch.words import token_of
 
 from .figures import Curve, Panel, compared, line
-from .lines import EXCESS_RANGE, HAZARD_FLOOR
+from .lines import EXCESS_RANGE, HAZARD_FLOOR, HELD
 from .views import View
 
 HAZARD_AXIS = {
@@ -56,6 +56,12 @@ def _evidence(key: str, view: View) -> list[Curve]:
     return [line(key, n, n.partition(":")[2], color=colours[i % 4]) for i, n in enumerate(names)]
 
 
+def _held_out(key: str, view: View) -> list[Curve]:
+    colours = dict(zip(HELD, (BLUE, ORANGE, GREEN, PURPLE, GREY), strict=True))
+    drawn = [line(key, name, said, color=colours[name]) for name, said in HELD.items() if view.has(key, name)]
+    return [curve._replace(style={**curve.style, "mode": "lines+markers"}) for curve in drawn]
+
+
 REWARD = Panel("reward", "Reward", "Other runs in grey.", "the metric reward", 150, compared("reward", BLUE))
 PARSE_RATE = Panel(
     "parse_rate",
@@ -74,6 +80,16 @@ STRUCTURE = Panel(
     160,
     _structure,
     {"range": [0, 1], "tickformat": ".0%"},
+    aloud=True,
+)
+HELD_OUT = Panel(
+    "held_out",
+    "Held out",
+    "Turns of fixed dialogues that come out right, and rewards of tasks, none of them trained on.",
+    "the metrics fixed/turn, alternate/turn, or eval/reward",
+    160,
+    _held_out,
+    SHARE_AXIS,
     aloud=True,
 )
 HAZARD = Panel(

@@ -49,6 +49,8 @@ def record(step: int, broken: bool = False, heals: bool = False, at: float | Non
     }
     metrics = {"reward": 0.5 + step / 1000 - 0.4 * sick, "parse_rate": 1 - 0.9 * sick, "entropy": 0.3 + sick}
     metrics |= {f"structure/{name}": share for name, share in states.items()}
+    if step % 10 == 0:
+        metrics |= {"fixed/turn": 0.9 * (1 - sick), "alternate/turn": 0.8, "eval/reward": 0.7 * (1 - sick)}
     metrics |= {f"logit_pressure/{who}/{token}": 1e-4 * step for who in ("self", "other") for token in TOKENS}
     streams = {"hazard": sum(hazard.values()), "hazard@text": 0.1, "polluted": states["polluted"]}
     streams |= {f"hazard:{token}": value for token, value in hazard.items()}

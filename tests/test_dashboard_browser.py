@@ -204,6 +204,16 @@ def test_the_table_filters_in_the_database_and_opens_a_rollout(chromium: Any, ur
     visit.leave()
 
 
+def save(page: Any, panel: str, kind: str, folder: Path) -> Path:
+    """What a panel saves as PNG, SVG or CSV."""
+    page.locator(f".cw-panel[aria-label^={panel}] summary").click()
+    with page.expect_download() as download:
+        page.locator(f".cw-panel[aria-label^={panel}] .cw-export", has_text=kind).click()
+    saved: Path = folder / download.value.suggested_filename
+    download.value.save_as(saved)
+    return saved
+
+
 def test_a_zoom_and_a_save(chromium: Any, url: str, tmp_path: Path) -> None:
     visit = Visit(chromium, url, f"overview?run={COLLAPSED}")
     page = visit.page
@@ -221,20 +231,23 @@ def test_a_zoom_and_a_save(chromium: Any, url: str, tmp_path: Path) -> None:
             break
     visit.until("location.search.includes('&from=1')", True)
     first, last = (int(part.partition("=")[2]) for part in page.url.partition("?")[2].split("&")[1:])
+    visit.until("document.querySelector('nav a[href^=\"/control\"]').search === location.search", True)
     for panel in ("Reward", "Control-token hazard", "Structure", "Evidence"):  # all follow
         visit.until(f"plot('{panel}').layout.xaxis.range", [first, last])
     assert visit.ask("plot('Reward').data[0].x") == list(range(first, last + 1))
     for kind, begins in (("CSV", b"series,x,y,value\r\n"), ("SVG", b"<svg"), ("PNG", b"\x89PNG")):
-        page.locator(".cw-panel[aria-label^=Reward] summary").click()
-        with page.expect_download() as download:
-            page.locator(".cw-panel[aria-label^=Reward] .cw-export", has_text=kind).click()
-        saved = tmp_path / download.value.suggested_filename
-        download.value.save_as(saved)
+        saved = save(page, "Reward", kind, tmp_path)
         assert saved.read_bytes().startswith(begins) and saved.suffix == f".{kind.lower()}"
         if kind == "CSV":
             rows = saved.read_text().splitlines()
             trace = "plot('Reward').data[0]"
             assert rows[1] == f"{COLLAPSED},{first},{visit.ask(trace + '.y[0]')},{visit.ask(trace + '.text[0]')}"
+    # Numbers stay numbers, below zero too; what a spreadsheet would run does not.
+    visit.ask("plot('Evidence').data[0].name = '=1+1'")
+    visit.ask("plot('Evidence').data[0].y[0] = -1.5")
+    visit.ask("plot('Evidence').data[0].text[0] = '-1+cmd'")
+    lines = save(page, "Evidence", "CSV", tmp_path).read_text().splitlines()
+    assert lines[1] == f"'=1+1,{first},-1.5,'-1+cmd"
     visit.leave()
 
 

@@ -3,11 +3,12 @@
   "use strict";
 
   const RISKY = /^[=+\-@\t\r]/; // a spreadsheet would run these as formulas
+  const NUMBER = /^[+\-]?(\d+\.?\d*|\.\d+)(e[+\-]?\d+)?$/i; // but not these
 
   function cell(value) {
     if (value === null || value === undefined) return "";
     if (typeof value === "number") return String(value);
-    const text = (RISKY.test(value) ? "'" : "") + value;
+    const text = (RISKY.test(value) && !NUMBER.test(value) ? "'" : "") + value;
     return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   }
 

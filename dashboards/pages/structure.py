@@ -6,7 +6,7 @@ from dash import dcc, html
 from dash.development.base_component import Component
 
 from ..counts import BY_TURN, FLOW, WHY, counted
-from ..panels import PARSE_RATE, STRUCTURE
+from ..panels import HELD_OUT, PARSE_RATE, STRUCTURE
 from ..parts import HEADING, columns, heading, live, panel
 from ..views import View
 from . import Page
@@ -34,7 +34,7 @@ def body(view: View) -> Component:
     """A column per run."""
 
     def column(key: str) -> list[Component]:
-        over = [panel(STRUCTURE, key, view), panel(PARSE_RATE, key, view)]
+        over = [panel(drawn, key, view) for drawn in (STRUCTURE, PARSE_RATE, HELD_OUT)]
         below = [panel(drawn, key, view) for drawn in (BY_TURN, WHY, FLOW)]
         return [heading(view, key), *over, live("span", span, key, view, className="cw-card"), *below]
 
@@ -46,7 +46,7 @@ PAGE = Page(
     question="Which turns break, at which place in the dialogue, and why?",
     needs=("steps", "metrics", "evidence", "turns", "alarms", "interventions", "events"),
     body=body,
-    panels=(STRUCTURE, PARSE_RATE, BY_TURN, WHY, FLOW),
+    panels=(STRUCTURE, PARSE_RATE, HELD_OUT, BY_TURN, WHY, FLOW),
     parts=PARTS,
     most=2,
 )
