@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .records import ControlRow, Observation, RolloutRow, StepRecord, TurnRow
+from .selftest import deviations
 
 Sums = Mapping[str, Mapping[int, tuple[float, float]]]
 """Numerator and denominator by stream and prompt group: all of a rank's measure that has to be gathered."""
@@ -70,7 +71,7 @@ def combine(
     scalars.pop("reward_square", None)
     if "probe/calibration" in scalars:
         drawn, variance = np.sum(list(merged["probe/calibration"].values()), axis=0).tolist()
-        scalars["probe/calibration"] = drawn / math.sqrt(variance)
+        scalars["probe/calibration"] = deviations(drawn, variance)
     scalars.update(_reward_metrics(merged))
     if "parse_failure" in estimates:
         scalars["parse_rate"] = 1.0 - estimates["parse_failure"].value

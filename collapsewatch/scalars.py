@@ -79,8 +79,7 @@ def control_sums(
 ) -> None:
     """Logit pressure per control token, and whether as many control tokens are drawn as their probabilities say.
 
-    The latter is (drawn - expected) / sqrt(variance) over all of them, near N(0, 1) as long as what is trained is
-    what was sampled from: on the first pass over a batch, with the sampler's own probabilities.
+    The latter are drawn - expected and its variance over all of them, for `selftest.deviations`.
     """
     trained = known.sum(axis=1)
     for side, push in zip(("self", "other"), pressure(chat_format, rollouts, p, known), strict=True):

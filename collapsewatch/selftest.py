@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 HEAD_ERROR = 0.05
@@ -11,6 +12,16 @@ CALIBRATION = 6.0
 """Standard deviations between control tokens drawn and expected; one in 10^9 steps by chance."""
 LOGP_GAP = 0.2
 """Nats between sampler and trainer at control tokens, on average; a bfloat16 sampler stays far below."""
+
+
+def deviations(excess: float, variance: float) -> float:
+    """How many standard deviations more control tokens were drawn than their probabilities say.
+
+    N(0, 1) or narrower as long as what is trained is what was sampled from: on the first pass over a batch, with the
+    sampler's own probabilities. Where next to nothing is expected, one draw is no normal deviate: a third of the
+    excess is Freedman's allowance ("On tail probabilities for martingales", 1975).
+    """
+    return excess / math.sqrt(variance + abs(excess) / 3)
 
 
 def complaints(metrics: Mapping[str, float], on_policy: bool) -> dict[str, str]:

@@ -20,8 +20,8 @@ PACKAGES = {
     "dashboards": "collapsewatch.dashboards",
 }
 LAYERS = (
-    "records plugins schemas theme advice imported trainers",
-    "formats structure detectors interventions journal combine curves levels marks words rollouts selftest schedules",
+    "records plugins schemas theme advice imported trainers selftest",
+    "formats structure detectors interventions journal combine curves levels marks words rollouts schedules",
     "shares cells views head capability",
     "scalars",
     "importers database probe measure supervisor course",

@@ -18,6 +18,7 @@ from collapsewatch.formats.base import BoundFormat
 from collapsewatch.measure import measure_rank
 from collapsewatch.records import SLOTS, Slot, Structure
 from collapsewatch.rollouts import Rollouts
+from collapsewatch.selftest import CALIBRATION, deviations
 from tests.renderers import byte_tokenizer
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call><|im_end|>'
@@ -266,7 +267,7 @@ def test_measure_agrees_with_a_slow_one(bound: BoundFormat, tokenizer: Any, seed
     metrics = {name: ratio(pairs)[0] for name, pairs in slow.pairs.items() if is_metric(name)}
     if "probe/calibration" in metrics:
         drawn, variance = np.sum([*slow.pairs["probe/calibration"].values()], axis=0)
-        metrics["probe/calibration"] = drawn / math.sqrt(variance)
+        metrics["probe/calibration"] = drawn / math.sqrt(variance + abs(drawn) / 3)
     found = {name: value for name, value in record.metrics.items() if name not in DERIVED}
     assert found == pytest.approx(metrics, rel=1e-6, abs=1e-9)
     check_rewards(r, record.metrics)
@@ -442,3 +443,16 @@ def test_a_marker_of_several_tokens_is_read_at_its_first_and_whole_where_it_was_
     inside = np.zeros(ids.size, bool)
     inside[:opener] = inside[span] = inside[-1] = True
     assert metrics["entropy/control"] == pytest.approx(entropy[0, inside].mean())
+
+
+def test_a_rare_token_drawn_once_does_not_speak_against_the_sampler() -> None:
+    """Freedman's bound holds where the normal one does not: a run of sure positions, and one surprise."""
+    rng = np.random.default_rng(0)
+    for p in (1e-5, 1e-3, 0.1):
+        drawn = rng.binomial(200, p, 20_000) - 200 * p
+        z = np.abs([deviations(excess, 200 * p * (1 - p)) for excess in drawn])
+        assert z.max() <= CALIBRATION
+        for bound in (2, 3, 4):
+            assert (z > bound).mean() <= 2 * math.exp(-(bound**2) / 2)
+    assert 0.986 / math.sqrt(0.014) > CALIBRATION  # step 57 of a collapsed run, by the normal bound
+    assert deviations(90 - 40, 40) > CALIBRATION  # twice as many as expected, and more
