@@ -1,7 +1,8 @@
 r"""How soon a run of 10,000,000 control-token rows is on the dashboard, and what following it costs, beside peers.
 
 A trainer goes on with the run, a step a second, while Chromium looks. *First paint* is from the address to a drawn
-figure, in a fresh browser: `cold`, of a server that has just been started, and `warm`, of one that has read the run.
+figure, in a fresh browser: `cold`, of a server that has just been started, and `warm`, of one that has read the run;
+*words* is to the run's state in a sentence. `bare` is a page of Dash with one figure of three points and nothing else.
 *Tick* is the server's time for, and the bytes of, one request of a page that follows. *Age* is what passes
 between a step's logging and its number on the screen.
 
@@ -35,21 +36,23 @@ from playwright.sync_api import Browser, sync_playwright
 HERE = Path(__file__).parent
 ROWS, QUICK_ROWS = 10_000_000, 200_000
 PAGES = ("overview", "control", "compare")
+WORDS = '.cw-facts strong:text-matches("^[0-9]")'
 DRAWN = {
-    "collapsewatch": ".js-plotly-plot .main-svg",
+    "collapsewatch": "main .js-plotly-plot .main-svg",
+    "bare": ".js-plotly-plot .main-svg",
     "tensorboard": "line-chart-axis text",
     "trackio": "canvas",
 }
 
 
 class Server:
-    """One dashboard process over a folder; `asked` is what it has told of its requests."""
+    """One dashboard process over a folder; `lines` are what it has told of its requests."""
 
-    def __init__(self, folder: Path) -> None:
-        self.told = folder / "requests.jsonl"
+    def __init__(self, folder: Path, script: str = "served.py") -> None:
+        self.told = folder / f"{script}.jsonl"
         with self.told.open("w") as out:
             self.process = subprocess.Popen(
-                [sys.executable, str(HERE / "served.py"), str(folder)], stdout=out, stderr=subprocess.DEVNULL
+                [sys.executable, str(HERE / script), str(folder)], stdout=out, stderr=subprocess.DEVNULL
             )
         self.url = f"http://127.0.0.1:{until(lambda: self.lines()[0]['port'])}/"
 
@@ -75,14 +78,16 @@ def until(answer: Callable[[], Any], seconds: float = 120.0) -> Any:
             time.sleep(0.05)
 
 
-def first_paint(browser: Browser, url: str, drawn: str) -> float:
-    """Seconds from an address to a drawn figure, in a browser that has been nowhere."""
+def first_paint(browser: Browser, url: str, *shown: str) -> list[float]:
+    """Seconds from an address to each of what is shown, one after the other, in a browser that has been nowhere."""
     context = browser.new_context(viewport={"width": 1440, "height": 900})
     page = context.new_page()
     begun = time.perf_counter()
-    page.goto(url)
-    page.wait_for_selector(drawn, timeout=120_000)
-    taken = time.perf_counter() - begun
+    page.goto(url, wait_until="commit")
+    taken = []
+    for selector in shown:
+        page.wait_for_selector(selector, timeout=120_000)
+        taken.append(time.perf_counter() - begun)
     context.close()
     return taken
 
@@ -157,15 +162,20 @@ def measure(browser: Browser, rows: int, rounds: int, seconds: int, python: str 
     for name in PAGES:
         for _ in range(rounds):
             server = Server(folder)
-            paint.setdefault(f"{name}, cold", []).append(
-                first_paint(browser, server.url + name, DRAWN["collapsewatch"])
-            )
+            shown = [WORDS, DRAWN["collapsewatch"]] if name == "overview" else [DRAWN["collapsewatch"]]
+            *words, drawn = first_paint(browser, server.url + name, *shown)
             server.close()
+            paint.setdefault(f"{name}, cold", []).append(drawn)
+            if words:
+                paint.setdefault("overview, cold, words", []).append(words[0])
     server = Server(folder)
     found = {"rows": rows, "steps": last, "bytes on disk": (folder / "run" / "run.duckdb").stat().st_size}
     found |= followed(browser, server, folder, last, seconds)
+    bare = Server(folder, "bare.py")
     urls = {f"{name}, warm": (server.url + name, DRAWN["collapsewatch"]) for name in PAGES}
+    urls |= {"overview, warm, words": (server.url + "overview", WORDS), "bare": (bare.url, DRAWN["bare"])}
     paint |= alternated(browser, urls, rounds)
+    bare.close()
     if python:
         for name in ("tensorboard", "trackio"):
             with peer(python, name, folder / name, last) as url:
@@ -180,7 +190,7 @@ def alternated(browser: Browser, urls: dict[str, tuple[str, str]], rounds: int) 
     paint: dict[str, list[float]] = {name: [] for name in urls}
     for _ in range(rounds):
         for name, (url, drawn) in urls.items():
-            paint[name].append(first_paint(browser, url, drawn))
+            paint[name] += first_paint(browser, url, drawn)
     return paint
 
 
