@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from collapsewatch.interventions.base import Training
 from collapsewatch.interventions.reflection import Reflection
+from collapsewatch.interventions.sft import TokenRow
 from collapsewatch.interventions.teachers import LONGEST, Case, Endpoint, Local, Teacher, TeacherError
 from collapsewatch.queries import open_run
 from collapsewatch.schedules import Triggered
@@ -179,13 +181,29 @@ def test_reflections_are_learnt_and_failures_are_rows_and_metrics(tmp_path: Path
     # What was asked is what was sampled; what is learnt ends in one end token, and in none before.
     case, tokenizer = teacher.cases[1], done.trainer.processing_class
     assert case.right == ["ok"] and case.turns[0].startswith("</tool_call>") and case.asked
-    row = learnt[-1]
+    decoded = [tokenizer.decode(row.ids) for row in learnt]
+    (row,) = (row for row, whole in zip(learnt, decoded, strict=True) if "went wrong" in whole)
     text = [token for token, own in zip(row.ids, row.mask, strict=True) if own]
     assert tokenizer.decode(text) == "Say ok.<|im_end|>".replace("S", "") or tokenizer.decode(text).endswith(
         "<|im_end|>"
     )
     assert text.count(tokenizer.eos_token_id) == 1 and row.ids[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(row.ids[: row.mask.index(1)]).startswith(case.asked)
+
+
+def test_few_updates_learn_of_reflections_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    expert, said = [TokenRow([1], [1])] * 4, [TokenRow([2], [1])] * 4
+    training, mixed = Training(None, None, schedule="synchronous"), 0
+    for seed in range(20):
+        act = Reflection(updates=1, batch=4, seed=seed)
+        monkeypatch.setattr(act._learner, "expert", lambda prompts, training: expert)
+        monkeypatch.setattr(act._learner, "learn", lambda rows, training: {"rows": rows})
+        monkeypatch.setattr(act, "more", lambda prompts, training: said)
+        act._failed.append([{"prompt": "x"}])
+        rows = act.apply(1, training)["rows"]
+        assert sorted(rows, key=lambda row: row.ids) == [*expert, *said]
+        mixed += len({row.ids[0] for row in rows[:4]}) == 2
+    assert mixed >= 15  # all of one kind: one draw in 35
 
 
 def test_patience_ends() -> None:

@@ -73,7 +73,10 @@ class Erroneous(Intervention):
             raise NotApplicable("no prompt failed within the window")
         self._random.shuffle(prompts)  # every rank holds the same list and draws the same order
         rows = self._learner.expert(prompts, training)
-        done = self._learner.learn([*rows, *self.more(prompts, training)], training)
+        if more := self.more(prompts, training):  # among the others, so that few updates learn of both
+            rows = [*rows, *more]
+            self._random.shuffle(rows)
+        done = self._learner.learn(rows, training)
         if training.schedule != "synchronous":
             training.trainer.optimizer.optimizer.state.clear()
             self._applied = step
