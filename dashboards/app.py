@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
 from dash.development.base_component import Component
+from flask import request
 
 from .access import guard
 from .feed import Feed
 from .frame import frame, links
 from .pages import PAGES, Page, load_page
 from .places import Place, place_of
+from .still import still
 from .tick import Live, news
 from .views import Cursor, View
 
+_log = logging.getLogger(__name__)
+
 FIRST_WAIT_S = 0.3
 """A page waits so long for what it needs; then it shows what is there, and the rest as it comes."""
+
+STILL_WAIT_S = 1.2
+"""The same of its still picture: it comes once, and Dash itself needs longer."""
 
 # Dash's own, but with the language, which a screen reader needs.
 _INDEX = """<!DOCTYPE html><html lang="en">
@@ -25,13 +34,27 @@ _INDEX = """<!DOCTYPE html><html lang="en">
 <body>{%app_entry%}<footer>{%config%}{%scripts%}{%renderer%}</footer></body></html>"""
 
 
+class _App(Dash):  # type: ignore[misc]
+    """Dash whose first answer shows the page already: its words and lines, before a script has run."""
+
+    def __init__(self, pictured: Callable[[], str], **knobs: Any) -> None:
+        super().__init__(__name__, **knobs)
+        self._pictured = pictured
+
+    def interpolate_index(self, **parts: Any) -> str:
+        """The page's HTML around the place where Dash will build it."""
+        found: str = super().interpolate_index(**{**parts, "app_entry": self._pictured() + parts["app_entry"]})
+        return found
+
+
 def create_app(feed: Feed, host: str = "127.0.0.1", token: str = "") -> Dash:
     """The dashboard over the runs of a feed, whose folder may be empty or absent: runs are picked up live.
 
     `host` is the address it will listen on; with a `token`, only who knows it gets in.
     """
-    app = Dash(
-        __name__,
+    pages = {name: load_page(name) for name in PAGES}
+    app = _App(
+        lambda: _still(feed, pages),
         assets_folder=str(Path(__file__).with_name("assets")),
         title="collapsewatch",
         update_title="",  # the tab's title would flicker every second
@@ -41,7 +64,6 @@ def create_app(feed: Feed, host: str = "127.0.0.1", token: str = "") -> Dash:
         index_string=_INDEX,
         suppress_callback_exceptions=True,  # a page stands in the layout only while it is shown
     )
-    pages = {name: load_page(name) for name in PAGES}
     app.layout = frame(feed, pages)
     _navigate(app, feed, pages)
     _follow(app, feed, pages)
@@ -60,6 +82,20 @@ def build(feed: Feed, page: Page, place: Place, wait: float = FIRST_WAIT_S) -> t
     feed.want(view.runs, page.needs, wait)
     view = View(feed, place, page.needs, page.most)
     return page.body(view), view
+
+
+def _still(feed: Feed, pages: Mapping[str, Page]) -> str:
+    """The page that is asked for, as a picture; nothing where it cannot be drawn."""
+    try:
+        place = place_of(request.path, f"?{request.query_string.decode()}")
+        if place.page not in pages:
+            place = place.at(page=next(iter(pages)))
+        body, _ = build(feed, pages[place.page], place, STILL_WAIT_S)
+        shown = still(frame(feed, pages, place, body))
+    except Exception:
+        _log.exception("collapsewatch: no still picture of %s", request.path)
+        return ""
+    return f'<div id="cw-still">{shown}</div>'.replace("{%", "&#123;%")  # else Dash would fill it in
 
 
 def _navigate(app: Dash, feed: Feed, pages: dict[str, Page]) -> None:

@@ -22,8 +22,12 @@ BEAT_MS = 5000
 """Between two looks whether ticks go on: one that met no server, while it was restarted, leaves them switched off."""
 
 
-def frame(feed: Feed, pages: Mapping[str, Page]) -> Component:
-    """The layout of the app, the page itself still empty."""
+def frame(
+    feed: Feed, pages: Mapping[str, Page], place: Place | None = None, body: Component | None = None
+) -> Component:
+    """The layout of the app around the body of a place's page, which by default is still empty."""
+    # Plotly takes a second to start: a graph that nobody sees has it fetched while the page is asked for.
+    body = body or dcc.Graph(style={"display": "none"})
     stand: Component = dmc.MantineProvider(
         [
             dcc.Location(id="url", refresh="callback-nav"),
@@ -34,7 +38,7 @@ def frame(feed: Feed, pages: Mapping[str, Page]) -> Component:
             html.Header(
                 [
                     html.H1("collapsewatch", className="cw-brand"),
-                    html.Nav(links(pages, Place()), id="nav", **aria("Pages")),
+                    html.Nav(links(pages, place or Place()), id="nav", **aria("Pages")),
                     html.Span(plain(feed.logdir), className="cw-folder", title="The log folder"),
                     dmc.ColorSchemeToggle(
                         id="scheme",
@@ -48,8 +52,7 @@ def frame(feed: Feed, pages: Mapping[str, Page]) -> Component:
                 className="cw-header",
             ),
             _choice(),
-            # Plotly takes a second to start: a graph that nobody sees has it fetched while the page is asked for.
-            html.Main(dcc.Graph(style={"display": "none"}), id="page", tabIndex="-1"),
+            html.Main(body, id="page", tabIndex="-1"),
         ],
         defaultColorScheme="auto",
     )

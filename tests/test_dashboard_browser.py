@@ -35,7 +35,7 @@ class Visit:
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
         self.page.on("request", lambda request: self._request(request.url, url))
         self.page.goto(url.rstrip("/") + "/" + path.lstrip("/"))
-        self.page.wait_for_selector("#page > *")
+        self.page.wait_for_selector("#cw-still", state="detached")
 
     def _request(self, asked: str, own: str) -> None:
         if not asked.startswith((own, "data:", "blob:")):
@@ -202,6 +202,20 @@ def test_the_table_filters_in_the_database_and_opens_a_rollout(chromium: Any, ur
     assert "step=28" in page.url
     visit.until("document.querySelectorAll('.ag-row').length", 7)  # the table stands as it was, and filtered
     visit.leave()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_and_lines_are_there_without_a_script(chromium: Any, url: str, scheme: str) -> None:
+    page = chromium.new_page(java_script_enabled=False, color_scheme=scheme, viewport={"width": 1440, "height": 900})
+    page.goto(f"{url}overview?run={COLLAPSED}")
+    page.screenshot(path=SHOTS / f"overview-still-{scheme}.png", full_page=True)
+    assert page.inner_text(".cw-state").startswith("ALARM since step")
+    assert page.locator(".cw-panel .cw-picture path").count() >= 10
+    box = page.locator(".cw-panel[aria-label^=Reward] .cw-picture").bounding_box()
+    assert box["width"] > 400 and box["height"] == 150
+    page.click("nav a[href^='/structure']")
+    assert page.locator("nav .cw-here").inner_text() == "Structure" and COLLAPSED in page.url
+    page.close()
 
 
 def save(page: Any, panel: str, kind: str, folder: Path) -> Path:
