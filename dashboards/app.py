@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 FIRST_WAIT_S = 0.3
 """A page waits so long for what it needs; then it shows what is there, and the rest as it comes."""
 
-STILL_WAIT_S = 1.2
+STILL_WAIT_S = 1.5
 """The same of its still picture: it comes once, and Dash itself needs longer."""
 
 # Dash's own, but with the language, which a screen reader needs.
