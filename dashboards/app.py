@@ -87,9 +87,7 @@ def build(feed: Feed, page: Page, place: Place, wait: float = FIRST_WAIT_S) -> t
 def _still(feed: Feed, pages: Mapping[str, Page]) -> str:
     """The page that is asked for, as a picture; nothing where it cannot be drawn."""
     try:
-        place = place_of(request.path, f"?{request.query_string.decode()}")
-        if place.page not in pages:
-            place = place.at(page=next(iter(pages)))
+        place = place_of(request.path, f"?{request.query_string.decode()}").within(pages)
         body, _ = build(feed, pages[place.page], place, STILL_WAIT_S)
         shown = still(frame(feed, pages, place, body))
     except Exception:
@@ -112,15 +110,13 @@ def _navigate(app: Dash, feed: Feed, pages: dict[str, Page]) -> None:
         State("cursor", "data"),
     )
     def show(path: str | None, search: str | None, cursor: Cursor | None) -> Any:
-        place = place_of(path, search)
-        drawn = bool(cursor and cursor["href"] == place.href)  # by a zoom, or a tick that met the new address
-        if place.page not in pages:
-            place = place.at(page=next(iter(pages)))
-        if drawn:
+        asked = place_of(path, search)
+        place = asked.within(pages)
+        if cursor and cursor["href"] == asked.href:  # drawn already, by a zoom or a tick that met the new address
             return no_update, no_update, links(pages, place), *(no_update,) * 4
         body, view = build(feed, pages[place.page], place)
         first, last = ("" if step is None else step for step in (place.first, place.last))
-        kept = {**view.cursor(), "href": place_of(path, search).href}
+        kept = {**view.cursor(), "href": asked.href}
         return body, kept, links(pages, place), list(place.runs), sorted(feed.runs), first, last
 
     @app.callback(

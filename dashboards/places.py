@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -32,6 +33,10 @@ class Place:
         fields = {name: changes.pop(name) for name in ("page", "runs", "first", "last") if name in changes}
         more = {k: str(v) for k, v in {**self.more, **changes}.items() if v not in (None, "")}
         return replace(self, more=more, **fields)
+
+    def within(self, pages: Collection[str]) -> Place:
+        """The same on the first of the pages, where it names none of them."""
+        return self if self.page in pages else replace(self, page=next(iter(pages)))
 
     @property
     def search(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,6 @@ from .figures import Figure
 _NAMES = {"className": "class", "htmlFor": "for"}
 _KEPT = frozenset({"class", "for", "href", "title", "value", "max", "scope", "role"})
 _WIDTH = 1000  # of a picture, in its own units; the page stretches it
-
-Point = tuple[float, float | None]
 
 
 def still(shown: Any) -> str:
@@ -56,7 +55,9 @@ def picture(figure: Figure) -> str:
 def _paths(lines: Sequence[dict[str, Any]], axis: dict[str, Any], height: int) -> Iterable[str]:
     """One path a line, over the range of all; stacked ones as areas."""
     rise: Callable[[float], float] = np.log10 if axis.get("type") == "log" else float
-    read = [[(x, None if y is None else rise(y)) for x, y in zip(t["x"], t["y"], strict=True)] for t in lines]
+    read: list[list[tuple[Any, Any]]] = [
+        [(x, None if y is None else rise(y)) for x, y in zip(t["x"], t["y"], strict=True)] for t in lines
+    ]
     steps = [x for points in read for x, _ in points]
     levels = [y for points in read for _, y in points if y is not None]
     if not levels:
@@ -80,19 +81,9 @@ def _paths(lines: Sequence[dict[str, Any]], axis: dict[str, Any], height: int) -
             foot = top
         elif known:
             dash = "" if line["line"].get("dash", "solid") == "solid" else ' stroke-dasharray="4"'
-            d = "".join(f"M{'L'.join(at(*p) for p in part)}" for part in _unbroken(points))
+            whole = (part for there, part in groupby(points, lambda p: p[1] is not None) if there)
+            d = "".join(f"M{'L'.join(at(*p) for p in part)}" for part in whole)
             yield f'<path d="{d}" stroke="{colour}" stroke-width="{line["line"]["width"]}" fill="none"{dash}/>'
-
-
-def _unbroken(points: Sequence[Point]) -> list[list[tuple[float, float]]]:
-    """The pieces of a line between missing values."""
-    parts: list[list[tuple[float, float]]] = [[]]
-    for x, y in points:
-        if y is None:
-            parts.append([])
-        else:
-            parts[-1].append((x, y))
-    return [part for part in parts if part]
 
 
 def _attributes(shown: Component) -> str:

@@ -36,7 +36,7 @@ class Live:
     ) -> None:
         self.feed, self.cursor, self.graphs, self.parts = feed, cursor, graphs, parts
         self.href = place.href
-        self.place = place if place.page in pages else place.at(page=next(iter(pages)))
+        self.place = place.within(pages)
         self.page = pages[self.place.page]
         self.panels = {panel.name: panel for panel in self.page.panels}
 

@@ -69,15 +69,18 @@ def made(
     """Rows of all runs, each trained first unless it stands finished; with no jobs, of those that stand."""
     logdir.mkdir(parents=True, exist_ok=True)
     plan = [(cell, seed) for seed in seeds for cell in wanted]  # a whole grid of one seed stands first
-    missing = [(cell, seed) for cell, seed in plan if not finished(logdir / run_name(cell, seed))] if jobs else []
+    missing = [(cell, seed) for cell, seed in plan if not finished(logdir / run_name(cell.name, seed))] if jobs else []
     # Runs of one seed share a warm start, which the first of them builds: the others wait for it.
     first = {seed: (cell, seed) for cell, seed in reversed(missing)}
     for batch in (list(first.values()), [pair for pair in missing if pair not in first.values()]):
         with ProcessPoolExecutor(max(1, jobs), multiprocessing.get_context("spawn")) as pool:
-            running = {pool.submit(finish, cell, seed, logdir, dict(changes)): (cell, seed) for cell, seed in batch}
+            running = {
+                pool.submit(finish, cell, seed, logdir, dict(changes)): run_name(cell.name, seed)
+                for cell, seed in batch
+            }
             for done in as_completed(running):
-                print(f"{run_name(*running[done])}: {done.result():.0f} s", file=sys.stderr, flush=True)
-    return [row(cell, seed, logdir) for cell, seed in plan if finished(logdir / run_name(cell, seed))]
+                print(f"{running[done]}: {done.result():.0f} s", file=sys.stderr, flush=True)
+    return [row(cell, seed, logdir) for cell, seed in plan if finished(logdir / run_name(cell.name, seed))]
 
 
 def report(rows: Sequence[Row]) -> str:

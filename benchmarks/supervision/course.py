@@ -53,7 +53,7 @@ class Row:
     @property
     def run(self) -> str:
         """Name of its run."""
-        return f"{self.cell}-{self.seed}"
+        return run_name(self.cell, self.seed)
 
 
 MEASURED = [field.name for field in fields(Row) if field.name not in ("cell", "arm", "schedule", "rate", "seed")]
@@ -61,7 +61,7 @@ MEASURED = [field.name for field in fields(Row) if field.name not in ("cell", "a
 
 def finish(cell: Cell, seed: int, logdir: Path, changes: Mapping[str, Any]) -> float:
     """Train one run unless it stands finished, from its last checkpoint where it has one; returns the seconds."""
-    name, start = run_name(cell, seed), time.perf_counter()
+    name, start = run_name(cell.name, seed), time.perf_counter()
     folder = logdir / name
     if finished(folder):
         return 0.0
@@ -74,9 +74,9 @@ def finish(cell: Cell, seed: int, logdir: Path, changes: Mapping[str, Any]) -> f
     return time.perf_counter() - start
 
 
-def run_name(cell: Cell, seed: int) -> str:
-    """Name of a run's folder."""
-    return f"{cell.name}-{seed}"
+def run_name(cell: str, seed: int) -> str:
+    """Name of a run's folder, by its cell's."""
+    return f"{cell}-{seed}"
 
 
 def finished(folder: Path) -> bool:
@@ -90,7 +90,7 @@ def finished(folder: Path) -> bool:
 
 def row(cell: Cell, seed: int, logdir: Path) -> Row:
     """What a finished run left."""
-    with closing(open_run(logdir / run_name(cell, seed))) as run:
+    with closing(open_run(logdir / run_name(cell.name, seed))) as run:
         metrics = [record.metrics for record in run.records()]
         evaluated = {key: run.series(f"{name}/reward").mean for key, name in EVALUATED.items()}
         supervised = run.series("supervised_steps").max
