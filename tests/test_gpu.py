@@ -86,13 +86,20 @@ def test_the_probe_allocates_next_to_nothing(how: str) -> None:
     assert 0 < max(extra) <= bound < whole
 
 
-def test_the_tiny_model_trains_on_the_card(tmp_path: Path) -> None:
+@pytest.mark.parametrize("intervention", ["none", "sft_first", "control_clamp"])
+def test_the_tiny_model_trains_on_the_card(tmp_path: Path, intervention: str) -> None:
     from collapsewatch.queries import open_run
     from collapsewatch.trainer.config import from_mapping
     from collapsewatch.trainer.train import train
 
     knobs = {"steps": 3, "warm_start": 0, "prompts": 2, "rollouts": 2, "logdir": str(tmp_path), "bf16": True}
+    if intervention != "none":
+        schedule = "first" if intervention == "sft_first" else "synchronous"
+        knobs |= {"intervention": intervention, "schedule": schedule, "sft_updates": 3}
     run_dir = train(from_mapping(knobs, "test"))
     with closing(open_run(run_dir)) as run:
         assert run.status() == "finished"
         assert [record.step for record in run.records()] == [1, 2, 3]
+        done = {row.status for row in run.applied()}
+        assert done >= {"none": set(), "sft_first": {"applied"}, "control_clamp": {"begin"}}[intervention]
+        assert not [event for event in run.events() if event.name == "fault"]

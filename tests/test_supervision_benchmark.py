@@ -28,7 +28,7 @@ def bench() -> Iterator[Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER))
-        yield {name: importlib.import_module(name) for name in ("grid", "course", "verdicts", "drawn")}
+        yield {name: importlib.import_module(name) for name in ("grid", "course", "verdicts", "drawn", "scale")}
 
 
 def made(bench: Any, arm: str, schedule: str, rate: float, seed: int, **values: float) -> Any:
@@ -102,3 +102,22 @@ def test_kept_alive_counts_seeds_that_rl_alone_loses(bench: Any) -> None:
     assert (found["lost_alone"], found["supervised"]) == (3, 4.0)
     assert found["alive"]["mean"] == pytest.approx(2 / 3)
     assert bench["verdicts"].table(rows).count("\n") == 3
+
+
+def test_a_model_of_any_folder_gets_its_start_and_its_runs(bench: Any, tmp_path: Path) -> None:
+    from collapsewatch.trainer.environments import load_environment
+    from collapsewatch.trainer.models import load_tiny
+
+    model, tokenizer = load_tiny(load_environment("chain"), 0, 0)
+    model.save_pretrained(tmp_path / "fresh")
+    tokenizer.save_pretrained(tmp_path / "fresh")
+    folder = bench["scale"].start(tmp_path / "fresh", "chain", tmp_path, False, batches=2)
+    written = (folder / "model.safetensors").read_bytes()
+    assert written != (tmp_path / "fresh" / "model.safetensors").read_bytes()
+    assert bench["scale"].start(tmp_path / "fresh", "chain", tmp_path, False) == folder  # it stands: nothing is taught
+    assert (folder / "model.safetensors").read_bytes() == written
+    for environment in bench["scale"].SIZES:
+        for cell in bench["scale"].cells(folder, environment, 5, bf16=False):
+            config = from_mapping({**cell.knobs(0), "name": cell.name}, cell.name)
+            assert (config.model, config.environment, config.steps) == (str(folder), environment, 5)
+            assert (supervision(config)[0] is None) == (cell.arm == "none")

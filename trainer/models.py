@@ -122,10 +122,11 @@ def warm_start(
     seed: int,
     batches: int,
     progress: Callable[[int, int], None] | None = None,
+    rate: float = 2e-3,
 ) -> None:
-    """Teach a fresh model its formats: `batches` AdamW steps on 16 expert dialogues each, up to 2e-3 and down to 0."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=max(batches, 1), pct_start=0.15)
+    """Teach a model its formats: `batches` AdamW steps on 16 expert dialogues each, up to `rate` and down to 0."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=max(batches, 1), pct_start=0.15)
     model.train()
     for batch, rows in enumerate(_expert_batches(renderers, seed, batches)):
         sft_update(model, optimizer, rows, renderers[0].pad_id)

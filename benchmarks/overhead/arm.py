@@ -49,6 +49,28 @@ class Bytes(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
+class Moved(TorchDispatchMode):
+    """Bytes that came from the card to the host in whole tensors: `total`."""
+
+    total, on = 0, False
+
+    def __enter__(self) -> Any:
+        self.on = True
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        self.on = False
+        super().__exit__(*raised)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if any(isinstance(leaf, torch.Tensor) and leaf.is_cuda for leaf in tree_leaves((args, kwargs))):
+            self.total += sum(
+                leaf.nbytes for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor) and leaf.is_cpu
+            )
+        return out
+
+
 class Pace:
     """Waits for the parent before each step, and tells it what the last one took."""
 
@@ -58,7 +80,7 @@ class Pace:
         self._began: tuple[float, float] | None = None
         self.first, self.losses = True, list[float]()
         self.stages: dict[str, float] = defaultdict(float)
-        self.bytes = Bytes()
+        self.bytes, self.moved = Bytes(), Moved()
 
     def step(self) -> None:
         self.first = self._began is None
@@ -69,7 +91,7 @@ class Pace:
         self._began = self._clocks()
 
     def done(self) -> None:
-        self.tell(**self._took(), losses=self.losses, hook_bytes=self.bytes.peak)
+        self.tell(**self._took(), losses=self.losses, hook_bytes=self.bytes.peak, moved_bytes=self.moved.total)
 
     def tell(self, **values: Any) -> None:
         print(json.dumps(values), file=self._told, flush=True)
@@ -89,7 +111,12 @@ class Pace:
     def timed(self, stage: str, within: contextlib.AbstractContextManager[Any]) -> Iterator[None]:
         """Adds the block's time to its stage, without what other stages take inside it."""
         began, others = time.perf_counter(), sum(self.stages.values())
-        with within, self.bytes if self.first and stage == "probe" else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(within)
+            if self.first and not self.moved.on:
+                stack.enter_context(self.moved)
+            if self.first and stage == "probe":
+                stack.enter_context(self.bytes)
             yield
         self.stages[stage] += time.perf_counter() - began - (sum(self.stages.values()) - others)
 
@@ -152,7 +179,8 @@ def large_head(layers: int) -> tuple[Any, Any]:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return Qwen2ForCausalLM(config), tokenizer
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        return Qwen2ForCausalLM(config), tokenizer
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ checkpoint, so that the command may be interrupted at any time. `--write` puts t
 
     python benchmarks/supervision [--quick] [--json] [--runs DIR] [--seeds N] [--jobs N] [--only TEXT] [--write FILE]
                                   [--figures FILE]
+        [--model FILE [--environment NAME] [--steps N] [--bf16]]    # RL alone and triggered, from a supervised start
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from typing import Any
 from course import Row, finish, finished, row, run_name
 from drawn import page
 from grid import COMMON, RATES, SEEDS, STEPS, WINDOW, Cell, cells
+from scale import SIZES
+from scale import cells as cells_of
+from scale import start as start_of
 from verdicts import claims, kept_alive, summary, table
 
 QUICK = (Cell("none", "", RATES[-1]), Cell("erroneous", "interleaved", RATES[-1]))
@@ -43,12 +47,20 @@ def main() -> None:
     parser.add_argument("--no-training", action="store_true", help="judge the runs that stand there")
     parser.add_argument("--write", type=Path, help="put the tables into this file, between its marks or at its end")
     parser.add_argument("--figures", type=Path, help="draw the first seed's runs into this HTML file")
+    parser.add_argument("--model", type=Path, help="a model folder or .gguf file in place of the tiny model")
+    parser.add_argument("--environment", choices=SIZES, default="chain", help="what --model is trained on")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of each run of --model")
+    parser.add_argument("--bf16", action="store_true", help="train --model in bfloat16 autocast")
     options = parser.parse_args()
     if options.quick:
         with tempfile.TemporaryDirectory() as folder:
             rows = made(QUICK, (0,), Path(folder), 1, SHORT)
     else:
-        wanted = [c for c in cells() if any(part in c.name for part in options.only.split(","))]
+        plan = cells()
+        if options.model:
+            begun = start_of(options.model, options.environment, options.runs, options.bf16)
+            plan = cells_of(begun, options.environment, options.steps, options.bf16)
+        wanted = [c for c in plan if any(part in c.name for part in options.only.split(","))]
         seeds = tuple(range(options.seeds))
         rows = made(wanted, seeds, options.runs, 0 if options.no_training else options.jobs, {})
     if options.write:
