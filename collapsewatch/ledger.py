@@ -65,6 +65,7 @@ class Ledger:
                 "group": (base + first + i) // generations,
                 "env_errors": int(row.get("env_errors", 0) or 0),
                 "sampled": set() if row.get("forced") else sampled,  # an expert's turns were drawn by nobody
+                "guided": bool(row.get("guided")),
             }
         ids = result["completion_ids"]
         result[UID] = torch.tensor(numbers, device=ids.device)
@@ -95,6 +96,7 @@ class Ledger:
             label_logp=joined["label_logp"],
             sampler_logp=None if np.isnan(joined["sampler_logp"]).all() else joined["sampler_logp"],
             altered=np.array([_altered(ids, mask, row["sampled"]) for ids, mask, row in rows]),
+            guided=np.array([row["guided"] for row in known]),
         )
 
     def failed(self, rollouts: Rollouts, decode: Callable[[list[int]], str] | None = None) -> list[PromptRow]:

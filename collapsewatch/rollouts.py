@@ -20,7 +20,8 @@ class Rollouts:
     `entropy` (N, T) nats or None; `group`, `reward`, `advantage`, `env_errors` (N,); `row` (N,) the rollout's
     number, which names it in the store; `length` (N,) tokens after the prompt; `label_logp` (N, T) log-probability
     of `ids` as trained, `sampler_logp` (N, T) as the sampler gave it, both None or NaN where unknown; `altered`
-    (N,) 1 where the trained ids are not those that were sampled, 0 where they are, NaN where nobody knows.
+    (N,) 1 where the trained ids are not those that were sampled, 0 where they are, NaN where nobody knows; `guided`
+    (N,) True where a supervisor's guide stood behind the sampling, so that it is not the policy's own draw.
     """
 
     ids: npt.NDArray[np.int64]
@@ -36,6 +37,7 @@ class Rollouts:
     label_logp: npt.NDArray[np.floating] | None = None
     sampler_logp: npt.NDArray[np.floating] | None = None
     altered: Floats | None = None
+    guided: Bools | None = None
 
 
 class GroupSums:

@@ -79,12 +79,15 @@ def control_sums(
 ) -> None:
     """Logit pressure per control token, and whether as many control tokens are drawn as their probabilities say.
 
-    The latter are drawn - expected and its variance over all of them, for `selftest.deviations`.
+    The latter are drawn - expected and its variance over all that the policy drew by itself, for
+    `selftest.deviations`.
     """
     trained = known.sum(axis=1)
     for side, push in zip(("self", "other"), pressure(chat_format, rollouts, p, known), strict=True):
         for k, token in enumerate(chat_format.probe_tokens):
             sums.add(f"logit_pressure/{side}/{token}", push[:, k], trained)
+    if rollouts.guided is not None:
+        scored = scored & ~rollouts.guided[:, None]
     mass = np.where(scored, np.minimum(np.where(scored[..., None], p, 0.0).sum(axis=2), 1.0), 0.0)  # (N, T)
     drawn = scored & np.isin(rollouts.ids, chat_format.probe_ids)
     variance = np.where(scored, np.maximum(mass * (1 - mass), LEAST_VARIANCE), 0.0)

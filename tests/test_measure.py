@@ -59,6 +59,7 @@ def rollouts(bound: BoundFormat, tokenizer: Any, seed: int, n: int, t: int) -> R
         label_logp=None if draw.random() < 0.2 else holes(draw, -draw.exponential(size=(n, t))),
         sampler_logp=None if draw.random() < 0.2 else holes(draw, -draw.exponential(size=(n, t))),
         altered=None if draw.random() < 0.2 else draw.choice([0.0, 1.0, np.nan], n),
+        guided=None if draw.random() < 0.2 else draw.random(n) < 0.3,
     )
 
 
@@ -138,7 +139,7 @@ class Slow:
                     self.cells[cell].append((p, drawn[k], advantage, self.scored(i, t), self.turn[i][t]))
                     self.add(f"logit_pressure/self/{token}", i, advantage * (1 - p) if drawn[k] else 0.0, 1)
                     self.add(f"logit_pressure/other/{token}", i, 0.0 if drawn[k] else -advantage * p, 1)
-            if self.scored(i, t):
+            if self.scored(i, t) and (r.guided is None or not r.guided[i]):
                 mass = min(sum(self.p(i, t).values()), 1.0)
                 self.add("probe/calibration", i, any(drawn) - mass, max(mass * (1 - mass), 1e-6))
             if not r.mask[i, t]:

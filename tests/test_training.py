@@ -126,3 +126,12 @@ def test_a_run_is_not_overwritten(alone: Path) -> None:
 
     with pytest.raises(ConfigError, match="'alone', which exists"):
         train(from_mapping({"name": "alone", "logdir": str(alone.parent)}, "test"))
+
+
+def test_what_an_expert_did_is_no_broken_sampler(trained: Callable[..., Path]) -> None:
+    """A model that knows little gives the expert's markers next to no probability."""
+    knobs = {"warm_start": 5, "steps": 2, "rollouts": 4, "intervention": "off_policy", "schedule": "synchronous"}
+    with closing(open_run(trained("guided", learning_rate=1e-4, prompts=16, **knobs))) as run:
+        assert run.applied()[0].status == "begin"
+        assert not [event for event in run.events() if event.name == "notice"]
+        assert all(abs(record.metrics["probe/calibration"]) < 5 for record in run.records())

@@ -9,7 +9,7 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from collapsewatch.formats.base import BoundFormat
-from collapsewatch.interventions.base import Guide, PromptRow
+from collapsewatch.interventions.base import FREE, Guide, PromptRow
 
 from .amplifiers import Amplifiers
 from .config import TrainConfig
@@ -97,6 +97,7 @@ class ToolTrainer(GRPOTrainer):
             "episode": [trajectory.reward for trajectory in played],
             "env_errors": [trajectory.env_errors for trajectory in played],
             "forced": [trajectory.forced is not None for trajectory in played],
+            "guided": [guide != FREE for guide in guides] or [False] * len(played),
         }
 
 
