@@ -117,11 +117,14 @@ def dashboard(
     ] = "",
 ) -> None:
     """Serve the live page over a log folder."""
-    from .dashboards.server import serve
+    from .dashboards.views import read_ahead
 
     if not logdir.is_dir():
         raise InputError(f"logdir: got {str(logdir)!r}, expected a folder that holds runs")
-    serve(logdir, host, port, lambda url: typer.echo(f"{url}  (Ctrl-C ends it)"), auth_token)
+    feed = read_ahead(logdir)
+    from .dashboards.server import serve  # Dash takes a second to import, in which runs are being read
+
+    serve(feed, host, port, lambda url: typer.echo(f"{url}  (Ctrl-C ends it)"), auth_token)
 
 
 @app.command()
@@ -194,8 +197,7 @@ def query(
     if as_json:
         typer.echo(rows_json(table.columns, table.rows))
     elif as_csv:
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerows([table.columns, *table.rows])
+        csv.writer(sys.stdout, lineterminator="\n").writerows([table.columns, *table.rows])
     else:
         print_table(table.columns, table.rows, _console())
 
@@ -294,6 +296,5 @@ def main() -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    text = " ".join(message.split())
-    typer.echo(text if text.startswith("error: ") else f"error: {text}", err=True)
+    typer.echo("error: " + " ".join(message.split()).removeprefix("error: "), err=True)
     sys.exit(2)

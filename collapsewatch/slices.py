@@ -39,10 +39,11 @@ class Lines:
     buckets: int = 500
 
 
-def metric_lines(metrics: tuple[str, ...]) -> Lines:
-    """Metrics of rank 0, by their names."""
+def metric_lines(metrics: tuple[str, ...], prefix: str = "") -> Lines:
+    """Metrics of rank 0, by their names; with a `prefix` those that begin with it, too: one scan of a long table."""
     listed = ", ".join(f"'{name}'" for name in metrics)
-    return Lines("metrics", "metric", "metric", "value", f"rank = 0 AND metric IN ({listed})")
+    begun = f" OR starts_with(metric, '{prefix}')" if prefix else ""
+    return Lines("metrics", "metric", "metric", "value", f"rank = 0 AND (metric IN ({listed}){begun})")
 
 
 _OURS = "rank = 0 AND probe = 'policy'"
@@ -53,8 +54,8 @@ ILLEGAL = Lines(
     "control", "token, slot", f"'illegal:' || {_CELL}", "hazard", f"NOT legal AND {_OURS}", keep="max", buckets=250
 )
 LEGAL = Lines("control", "token, slot", f"'legal:' || {_CELL}", "mean", f"legal AND {_OURS}", keep="min", buckets=250)
-PRESSURE = Lines("metrics", "metric", "metric", "value", "rank = 0 AND starts_with(metric, 'logit_pressure/')")
-"""The policy gradient's push on each token's logit, from where it was drawn (`self`) and from where it was not."""
+PRESSURE = "logit_pressure/"
+"""Begins metrics: the policy gradient's push on a token's logit, where it was drawn (`self`) and where it was not."""
 
 
 def end_of(run: Run, table: str) -> int:

@@ -53,7 +53,9 @@ def plain(text: object, limit: int = TEXT_LIMIT) -> str:
     """`text` on one line: control and direction-changing characters become spaces, at most `limit`
     characters.
     """
-    line = "".join(" " if unicodedata.category(c).startswith("C") else c for c in str(text)[: limit + 1])
+    line = str(text)[: limit + 1]
+    if not line.isprintable():  # of what is printable no character is of such a category
+        line = "".join(" " if unicodedata.category(c).startswith("C") else c for c in line)
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 

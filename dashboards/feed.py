@@ -33,12 +33,13 @@ class Feed:
     """The runs of a log folder, looked at by one thread at a time; `runs` is keyed by the path below the folder."""
 
     def __init__(self, logdir: Path) -> None:
-        self.logdir = logdir
+        self.logdir = logdir.resolve()
         self.runs: dict[str, RunFeed] = {}
         self._wanted: dict[tuple[str, str], float] = {}
         self._lock = threading.Lock()
         self._looked = self._asked = self._searched = -math.inf
         self._follower: threading.Thread | None = None
+        self._closed = False
         atexit.register(self.close)  # DuckDB complains of what is open when the interpreter ends
 
     def want(self, keys: Iterable[str], tables: Iterable[str], wait: float = 0.0) -> None:
@@ -46,6 +47,8 @@ class Feed:
 
         Waits at most `wait` seconds for what was not followed before.
         """
+        if self._closed:
+            return
         now = time.monotonic()
         wanted = {(key, table): now for key in keys for table in tables}
         self._wanted |= wanted
@@ -57,12 +60,14 @@ class Feed:
             time.sleep(0.01)
 
     def close(self) -> None:
-        """Stop looking and let go of all files."""
+        """Stop looking, for good, and let go of all files."""
+        self._closed = True
         self._asked = -math.inf
         if self._follower is not None:
             self._follower.join()
-        for run in self.runs.values():
-            run.close()
+        with self._lock:
+            for run in self.runs.values():
+                run.close()
 
     def refresh_once(self) -> None:
         """The first look at the folder, by whoever comes first; later ones are the background's."""
@@ -85,7 +90,7 @@ class Feed:
         if not self._lock.acquire(blocking=False):
             return
         try:
-            if time.monotonic() - self._looked < REFRESH_S:
+            if self._closed or time.monotonic() - self._looked < REFRESH_S:
                 return
             now = time.monotonic()
             if now - self._searched >= SEARCH_S:

@@ -30,12 +30,15 @@ METRICS = (
 )
 
 LINES = {
-    "metrics": (metric_lines(METRICS), PRESSURE),
+    "metrics": (metric_lines(METRICS, PRESSURE),),
     "observations": (HAZARDS,),
     "evidence": (EVIDENCE,),
     "control": (ILLEGAL, LEGAL),
 }
 """Lines by table; a page that needs a table has its lines followed."""
+
+OVERVIEW = ("steps", "metrics", "observations", "evidence", "alarms", "interventions", "events")
+"""The tables that the first page needs."""
 
 MARKS = {"alarm": 1.0, "cleared": 1.0, "intervention": 0.86, "band": 1.0}
 """What happened, and how high in a panel each stands: an alarm and what it asked for often share a step."""

@@ -6,7 +6,6 @@ import secrets
 import socket
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
@@ -52,8 +51,8 @@ class Handle:
         self._feed.close()
 
 
-def serve_in_thread(logdir: Path, port: int = 8050, host: str = "127.0.0.1", auth_token: str = "") -> Handle:
-    """Serves the runs of `logdir` from a background thread; port 0 takes a free one.
+def serve_in_thread(feed: Feed, port: int = 8050, host: str = "127.0.0.1", auth_token: str = "") -> Handle:
+    """Serves the runs of a feed from a background thread; port 0 takes a free one.
 
     On another `host` than this machine a token is asked for: `auth_token`, or one that is made up and is in `url`.
 
@@ -73,7 +72,6 @@ def serve_in_thread(logdir: Path, port: int = 8050, host: str = "127.0.0.1", aut
             f"--port: got {port}, which cannot be opened on {host} ({error}); choose another with --port, or --port 0 "
             "for any free one, and a --host that is an address of this machine"
         ) from error
-    feed = Feed(Path(logdir).resolve())
     # Bound here, because werkzeug ends the whole process on a taken port; the server keeps a duplicate.
     with listener:
         server = make_server(
@@ -90,18 +88,18 @@ def serve_in_thread(logdir: Path, port: int = 8050, host: str = "127.0.0.1", aut
 
 
 def serve(
-    logdir: Path,
+    feed: Feed,
     host: str = "127.0.0.1",
     port: int = 8050,
     announce: Callable[[str], None] = lambda url: None,
     auth_token: str = "",
 ) -> None:
-    """Serves the runs of `logdir` until interrupted (Ctrl-C returns); `announce` gets the open address.
+    """Serves the runs of a feed until interrupted (Ctrl-C returns); `announce` gets the open address.
 
     Raises:
         DashboardError: as `serve_in_thread`.
     """
-    handle = serve_in_thread(logdir, port, host, auth_token)
+    handle = serve_in_thread(feed, port, host, auth_token)
     try:
         announce(handle.url)
         handle.wait()

@@ -65,10 +65,10 @@ def _paths(lines: Sequence[dict[str, Any]], axis: dict[str, Any], height: int) -
     first, last = min(steps), max(steps)
     low, high = axis.get("range") or (min(levels), max(levels))
 
-    def at(x: float, y: float) -> str:
-        across = (x - first) / max(last - first, 1)
-        up = (min(max(y, low), high) - low) / ((high - low) or 1)
-        return f"{_WIDTH * across:.1f} {height * (1 - up):.1f}"
+    def path(x: Sequence[float], y: Sequence[float]) -> str:
+        across = _WIDTH * (np.array(x) - first) / max(last - first, 1)
+        down = height * (1 - (np.clip(y, low, high) - low) / ((high - low) or 1))
+        return "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(across.tolist(), down.tolist(), strict=True))
 
     foot = np.zeros(len(grid := sorted(set(steps))))
     for line, points in zip(lines, read, strict=True):
@@ -76,13 +76,13 @@ def _paths(lines: Sequence[dict[str, Any]], axis: dict[str, Any], height: int) -
         known = [(x, y) for x, y in points if y is not None]
         if "stackgroup" in line and known:
             top = foot + np.interp(grid, *zip(*known, strict=True))
-            around = [*zip(grid, top, strict=True), *reversed([*zip(grid, foot, strict=True)])]
-            yield f'<path d="M{"L".join(at(*p) for p in around)}Z" fill="{colour}"/>'
+            around = path([*grid, *reversed(grid)], [*top, *reversed(foot)])
+            yield f'<path d="{around}Z" fill="{colour}"/>'
             foot = top
         elif known:
             dash = "" if line["line"].get("dash", "solid") == "solid" else ' stroke-dasharray="4"'
             whole = (part for there, part in groupby(points, lambda p: p[1] is not None) if there)
-            d = "".join(f"M{'L'.join(at(*p) for p in part)}" for part in whole)
+            d = "".join(path(*zip(*part, strict=True)) for part in whole)
             yield f'<path d="{d}" stroke="{colour}" stroke-width="{line["line"]["width"]}" fill="none"{dash}/>'
 
 

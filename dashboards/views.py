@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import threading
+from pathlib import Path
 from typing import Any
 
 from collapsewatch.queries import RunError
 
 from .chronicle import LIVE
 from .feed import Feed
-from .lines import LINES
+from .lines import LINES, OVERVIEW
 from .places import Place
 from .run_feed import Dots, RunFeed
 
 Cursor = dict[str, Any]
+
+MOST = 4
+"""Runs that a page shows where none is picked."""
 
 
 def shown_runs(feed: Feed, picked: tuple[str, ...], most: int) -> dict[str, RunFeed]:
@@ -30,6 +35,18 @@ def shown_runs(feed: Feed, picked: tuple[str, ...], most: int) -> dict[str, RunF
         age = {key: (c.first_time if key in live else c.last_time) or 0.0 for key, c in told.items()}
         keys = sorted(runs, key=lambda key: (key in live, age[key]), reverse=True)[:most]
     return {key: runs[key] for key in sorted(keys)}
+
+
+def read_ahead(logdir: Path) -> Feed:
+    """A feed that reads in the background what the first page will show, before anybody asks."""
+    feed = Feed(logdir)
+
+    def read() -> None:
+        feed.refresh_once()
+        feed.want(shown_runs(feed, (), MOST), OVERVIEW)
+
+    threading.Thread(target=read, name="collapsewatch-ahead", daemon=True).start()
+    return feed
 
 
 class View:

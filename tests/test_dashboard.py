@@ -18,7 +18,7 @@ from plotly.io.json import to_json_plotly
 
 import collapsewatch
 from collapsewatch.dashboards.feed import Feed
-from collapsewatch.dashboards.lines import HAZARD_FLOOR, LINES, MARKS
+from collapsewatch.dashboards.lines import HAZARD_FLOOR, LINES, MARKS, OVERVIEW
 from collapsewatch.dashboards.pages import PAGES, load_page
 from collapsewatch.dashboards.pages.overview import facts, log_lines
 from collapsewatch.dashboards.panels import EVIDENCE, HAZARD, REWARD, STRUCTURE
@@ -26,7 +26,7 @@ from collapsewatch.dashboards.parts import age_words, state_words
 from collapsewatch.dashboards.places import Place, place_of
 from collapsewatch.dashboards.run_feed import RunFeed
 from collapsewatch.dashboards.tick import Live, news
-from collapsewatch.dashboards.views import View, shown_runs
+from collapsewatch.dashboards.views import View, read_ahead, shown_runs
 from collapsewatch.records import Applied, Driver, StepRecord, Tier
 from collapsewatch.store import Store
 from collapsewatch.theme import line_styles
@@ -419,3 +419,16 @@ def test_a_page_is_there_before_a_long_run_is_read(tmp_path: Path) -> None:
     look(feed)
     assert len(ids(news(before)[0], "graph")) == len(page.panels)  # what is there now is drawn
     feed.close()
+
+
+def test_what_the_first_page_shows_is_read_before_anybody_asks(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    feed = read_ahead(tmp_path)
+    deadline = time.monotonic() + 60
+    while "run" not in feed.runs or not feed.runs["run"].followed >= set(OVERVIEW):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    feed.close()
+    feed.want(["run"], ["control"])  # too late: a browser that asks while the server ends
+    feed.refresh()
+    assert feed.runs["run"]._run is None and "control" not in feed.runs["run"].followed

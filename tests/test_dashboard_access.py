@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from collapsewatch.dashboards import DashboardError, Feed, create_app, serve, serve_in_thread
+from collapsewatch.dashboards.app import create_app
+from collapsewatch.dashboards.feed import Feed
 from collapsewatch.dashboards.places import Place
+from collapsewatch.dashboards.server import DashboardError, serve, serve_in_thread
 from collapsewatch.dashboards.views import View
 from collapsewatch.queries import RunError, open_run
 from tests.dashboard_runs import look, write_run
@@ -80,7 +82,7 @@ def test_from_elsewhere_a_token_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_token_is_made_up_and_is_in_the_address(tmp_path: Path) -> None:
-    served = serve_in_thread(tmp_path, port=0, host="0.0.0.0")
+    served = serve_in_thread(Feed(tmp_path), port=0, host="0.0.0.0")
     try:
         url = served.url.replace("0.0.0.0", "127.0.0.1")
         address, _, token = url.partition("?auth_token=")
@@ -96,19 +98,19 @@ def test_a_token_is_made_up_and_is_in_the_address(tmp_path: Path) -> None:
 
 def test_a_short_token_and_a_foreign_host_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DashboardError, match=r"^--auth-token: got 5 characters, expected at least 12"):
-        serve(tmp_path, host="0.0.0.0", port=0, auth_token="12345")
+        serve(Feed(tmp_path), host="0.0.0.0", port=0, auth_token="12345")
     with pytest.raises(DashboardError, match=r"^--port: got 0, which cannot be opened on 192\.0\.2\.7"):
-        serve(tmp_path, host="192.0.2.7", port=0)
+        serve(Feed(tmp_path), host="192.0.2.7", port=0)
 
 
 def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(DashboardError, match=rf"^--port: got {port}, .*--port 0") as caught:
-            serve_in_thread(tmp_path, port=port)
+            serve_in_thread(Feed(tmp_path), port=port)
     assert "\n" not in str(caught.value)
     with pytest.raises(DashboardError, match="--port: got 99999"):
-        serve_in_thread(tmp_path, port=99999)
+        serve_in_thread(Feed(tmp_path), port=99999)
 
 
 def test_serve_ends_on_ctrl_c_and_frees_the_port(tmp_path: Path) -> None:
@@ -120,7 +122,7 @@ def test_serve_ends_on_ctrl_c_and_frees_the_port(tmp_path: Path) -> None:
         told.append(url)
         raise KeyboardInterrupt
 
-    serve(tmp_path, port=0, announce=announce)
+    serve(Feed(tmp_path), port=0, announce=announce)
     page, url = told
     assert "<title>collapsewatch</title>" in page
     port = int(url.rstrip("/").rpartition(":")[2])

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from collapsewatch.dashboards import serve_in_thread
+from collapsewatch.dashboards.feed import Feed
 from collapsewatch.dashboards.pages import PAGES
+from collapsewatch.dashboards.server import serve_in_thread
 from collapsewatch.records import Event
 from collapsewatch.store import Store
 from tests.dashboard_runs import ALARM, EVIL, log, write_run
@@ -97,7 +98,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(stores: Path) -> Iterator[str]:
-    served = serve_in_thread(stores, port=0)
+    served = serve_in_thread(Feed(stores), port=0)
     yield served.url
     served.close()
 
@@ -266,7 +267,7 @@ def test_a_zoom_and_a_save(chromium: Any, url: str, tmp_path: Path) -> None:
 
 
 def test_a_run_appears_grows_and_stops_without_a_reload(chromium: Any, tmp_path: Path) -> None:
-    served = serve_in_thread(tmp_path / "logs", port=0)
+    served = serve_in_thread(Feed(tmp_path / "logs"), port=0)
     store = None
     try:
         visit = Visit(chromium, served.url)

@@ -14,8 +14,7 @@ from dash.development.base_component import Component
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collapsewatch.dashboards import create_app
-from collapsewatch.dashboards.app import build
+from collapsewatch.dashboards.app import build, create_app
 from collapsewatch.dashboards.feed import Feed
 from collapsewatch.dashboards.pages import PAGES, load_page
 from collapsewatch.dashboards.places import Place

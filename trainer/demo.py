@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from collapsewatch.dashboards.feed import Feed
 from collapsewatch.dashboards.server import serve_in_thread
 from collapsewatch.queries import Run, RunError, open_run
 from collapsewatch.report import analyze
@@ -82,7 +83,7 @@ def _page(logdir: Path, wanted: bool, port: int, console: Console) -> Iterator[N
     if not wanted:
         yield
         return
-    with closing(serve_in_thread(logdir, port)) as page:
+    with closing(serve_in_thread(Feed(logdir), port)) as page:
         console.print(f"watch it live: {page.url}")
         yield
 

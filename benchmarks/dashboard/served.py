@@ -10,9 +10,12 @@ from pathlib import Path
 from flask import Response, g, request
 from werkzeug.serving import make_server
 
-from collapsewatch.dashboards import Feed, create_app
+from collapsewatch.dashboards.views import read_ahead
 
-app = create_app(Feed(Path(sys.argv[1])))
+feed = read_ahead(Path(sys.argv[1]))
+from collapsewatch.dashboards.app import create_app  # noqa: E402  # as the command line does it
+
+app = create_app(feed)
 
 
 @app.server.before_request

@@ -16,7 +16,7 @@ from collapsewatch.plugins import resolve
 
 from ..feed import Feed
 from ..parts import Drawn, Words
-from ..views import View
+from ..views import MOST, View
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Page:
     body: Callable[[View], Component]
     panels: tuple[Drawn, ...] = ()
     parts: Mapping[str, Words] = field(default_factory=dict)
-    most: int = 4
+    most: int = MOST
     register: Callable[[Dash, Feed], None] | None = None
 
 

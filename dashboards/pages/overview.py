@@ -7,6 +7,7 @@ from dash.development.base_component import Component
 
 from collapsewatch.words import number, plain
 
+from ..lines import OVERVIEW
 from ..panels import EVIDENCE, HAZARD, PARSE_RATE, REWARD, STRUCTURE
 from ..parts import HEADING, columns, fact, live, panel, progress
 from ..places import Place
@@ -83,7 +84,7 @@ def body(view: View) -> Component:
 PAGE = Page(
     title="Overview",
     question="How does every run stand, and does one need me?",
-    needs=("steps", "metrics", "observations", "evidence", "alarms", "interventions", "events"),
+    needs=OVERVIEW,
     body=body,
     panels=(REWARD, PARSE_RATE, HAZARD, STRUCTURE, EVIDENCE),
     parts=PARTS,
