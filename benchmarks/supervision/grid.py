@@ -31,6 +31,8 @@ RATES = (1e-3, 1.5e-3)
 SEEDS = (0, 1, 2, 3, 4)
 SFT_RATES = (1e-4, 3e-4, 3e-3, 1e-2)
 """The sweep, of the interleaved `erroneous` arm. The paper's are 1e-6 and 1e-5, beside an RL rate of 1e-6."""
+CLAMP, SOFT_CLAMP = 0.1, 0.01
+"""Weights of `control_clamp`: one that acts, and its default, which was chosen after this had been seen."""
 SEGMENTS = (17, 33, 50)
 """The paper's 50, 100 and 150 steps, in a third."""
 PHASE = 4
@@ -84,12 +86,14 @@ class Cell:
                 own["sft_updates"] = 2 * PHASE  # as many as two phases of the interleaved arms
             if self.arm in {*ACTS, "sft_first"}:
                 own["intervention_knobs"] = {"batch": DIALOGUES}
+            if self.arm == "control_clamp":
+                own["intervention_knobs"] = {"weight": CLAMP}
             own |= {"intervention": self.arm, "schedule": self.schedule, "schedule_knobs": dict(table)}
         return {**COMMON, **own, **self.changes}
 
 
 def cells() -> Iterator[Cell]:
-    """Every cell of the grid, then the sweep."""
+    """Every cell of the grid, then the sweeps."""
     for rate in RATES:
         for arm, schedules in ARMS.items():
             yield from (Cell(arm, schedule, rate) for schedule in schedules)
@@ -97,6 +101,9 @@ def cells() -> Iterator[Cell]:
 
 
 def sweep() -> Iterator[Cell]:
-    """The interleaved `erroneous` arm at the rate that breaks the model, by the rate of its supervised updates."""
+    """The interleaved `erroneous` arm by the rate of its supervised updates, and the clamp at its default weight."""
     for rate in SFT_RATES:  # the grid has the one that is usual
         yield Cell("erroneous", "interleaved", RATES[-1], {"sft_learning_rate": rate}, f"sft{rate:g}")
+    for rate in RATES:
+        knobs = {"intervention_knobs": {"weight": SOFT_CLAMP}}
+        yield Cell("control_clamp", "triggered", rate, knobs, f"weight{SOFT_CLAMP:g}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from course import MEASURED, Row
+from grid import Cell
 
 DRAWS = 4000
 COLUMNS = ("final reward", "best", "parse rate", "alive", "supervised steps", "held out", "format OOD", "content OOD")
@@ -69,22 +70,22 @@ def summary(rows: Iterable[Row]) -> list[dict[str, Any]]:
 def table(rows: Iterable[Row]) -> str:
     """One line a cell, in Markdown."""
     lines = [HEAD, "|" + "---|" * (HEAD.count("|") - 1)]
-    for name, own in cells(rows).items():
+    for own in cells(rows).values():
         first = own[0]
-        arm = {"none": "RL alone"}.get(first.arm, first.arm) + (" " + label if (label := _label(name)) else "")
+        arm = {"none": "RL alone"}.get(first.arm, first.arm) + (f" ({label})" if (label := _label(first)) else "")
         shown = [str(estimate([getattr(row, key) for row in own])) for key in MEASURED]
         lines.append(f"| {arm} | {first.schedule or '-'} | {first.rate:g} | {len(own)} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
-def _label(cell: str) -> str:
-    last = cell.rpartition("-sft")[2]
-    return f"(SFT {last})" if last != cell else ""
+def _label(row: Row) -> str:
+    """What a cell of a sweep has beside its arm, schedule and rate."""
+    return row.cell.removeprefix(Cell(row.arm, row.schedule, row.rate).name).lstrip("-")
 
 
 def claims(rows: Sequence[Row]) -> list[Claim]:
     """The paper's order of arms, and ours of schedules, each as a difference paired by seed and learning rate."""
-    grid = [row for row in rows if not _label(row.cell)]
+    grid = [row for row in rows if not _label(row)]
 
     def of(arm: str, schedule: str | None = None) -> Callable[[Row], bool]:
         return lambda row: row.arm == arm and schedule in (None, row.schedule)
@@ -130,7 +131,7 @@ def _claim(what: str, rows: Sequence[Row], high: Callable[[Row], bool], low: Cal
 
 def kept_alive(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Of the seeds that RL alone loses: the share that each cell of the same rate keeps alive."""
-    grid = [row for row in rows if not _label(row.cell)]
+    grid = [row for row in rows if not _label(row)]
     lost = {(row.rate, row.seed) for row in grid if row.arm == "none" and not row.alive}
     found = []
     for name, own in cells(grid).items():

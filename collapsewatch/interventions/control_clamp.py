@@ -1,7 +1,9 @@
 """`control_clamp`: a loss on the probability of control tokens where the chat format forbids them.
 
 The mechanism's direct antidote, and it needs no data: what is pushed down is the hazard that detection watches, token
-by token and slot by slot. On the legal side nothing is touched.
+by token and slot by slot. But a token has one row of the LM head for where it is legal and where it is not, and a
+weight that is large enough to matter takes it away in both: at 0.1 the tiny model lost its calls within twenty steps
+(docs/results.md).
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ class ControlClamp(Intervention):
     name: ClassVar[str] = "control_clamp"
     standing: ClassVar[bool] = True
 
-    def __init__(self, weight: float = 0.1) -> None:
+    def __init__(self, weight: float = 0.01) -> None:
         if not weight > 0:
             raise ValueError(f"intervention {self.name}: weight: got {weight}, expected above 0")
         self._weight = weight
