@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from itertools import groupby
@@ -10,11 +11,13 @@ from typing import Any
 import numpy as np
 from dash import dcc
 from dash.development.base_component import Component
+from plotly.colors import sample_colorscale
 
 from .figures import Figure
 
 _NAMES = {"className": "class", "htmlFor": "for"}
 _KEPT = frozenset({"class", "for", "href", "title", "value", "max", "scope", "role"})
+_SHADES = 32  # of a heat map
 _WIDTH = 1000  # of a picture, in its own units; the page stretches it
 
 
@@ -39,17 +42,38 @@ def still(shown: Any) -> str:
 
 
 def picture(figure: Figure) -> str:
-    """The lines of a figure as an SVG picture without axes; what is no line leaves its place empty."""
+    """The lines and cells of a figure as an SVG picture without axes; what is neither leaves its place empty."""
     layout = figure["layout"]
     margin = layout["margin"]
     height = max(1, layout["height"] - margin["t"] - margin["b"])
     lines = [t for t in figure["data"] if t["type"] == "scatter" and t.get("yaxis", "y") == "y" and t["x"]]
-    drawn = "".join(_paths(lines, layout.get("yaxis", {}), height))
+    cells = [t for t in figure["data"] if t["type"] == "heatmap" and t.get("transpose") and t["x"]]
+    drawn = "".join([*(_cells(t, height) for t in cells), *_paths(lines, layout.get("yaxis", {}), height)])
     pad = " ".join(f"{margin[side]}px" for side in "trbl")
     return (
         f'<div class="cw-picture" style="padding:{pad}"><svg viewBox="0 0 {_WIDTH} {height}" height="{height}"'
         f' preserveAspectRatio="none" aria-hidden="true">{drawn}</svg></div>'
     )
+
+
+def _cells(heat: dict[str, Any], height: int) -> str:
+    """A heat map over steps, one path a shade; a cell reaches from its step to the next, like neighbours are one."""
+    steps, rows = heat["x"], len(heat["z"][0])
+    edges = [*steps, steps[-1] + (steps[-1] - steps[-2] if len(steps) > 1 else 1)]
+    across = [_WIDTH * (edge - edges[0]) / (edges[-1] - edges[0]) for edge in edges]
+    low, high = heat["zmin"], heat["zmax"]
+    z = np.array(heat["z"], float)  # (columns, rows), None as NaN
+    shades = np.where(np.isnan(z), -1, np.rint((_SHADES - 1) * (np.clip(z, low, high) - low) / (high - low)))
+    drawn: dict[int, str] = defaultdict(str)
+    for row in range(rows):
+        top, tall = height * row / rows, height / rows - heat.get("ygap", 0)
+        for shade, run in groupby(range(len(steps)), shades[:, row].astype(int).tolist().__getitem__):
+            first, *more = run
+            begin, end = across[first], across[(more or [first])[-1] + 1]
+            drawn[shade] += f"M{begin:.1f} {top:.1f}h{end - begin:.1f}v{tall:.1f}h{begin - end:.1f}z"
+    drawn.pop(-1, None)
+    colours = sample_colorscale(heat["colorscale"], [shade / (_SHADES - 1) for shade in drawn])
+    return "".join(f'<path d="{d}" fill="{escape(c)}"/>' for d, c in zip(drawn.values(), colours, strict=True))
 
 
 def _paths(lines: Sequence[dict[str, Any]], axis: dict[str, Any], height: int) -> Iterable[str]:

@@ -113,10 +113,36 @@ def test_stacked_lines_stand_on_each_other() -> None:
     assert areas[1].tolist() == [[0, 0], [1000, 0], [1000, 25], [0, 75]]
 
 
+@given(
+    z=st.integers(1, 4).flatmap(
+        lambda rows: st.lists(
+            st.lists(st.one_of(st.none(), st.floats(-1, 2)), min_size=rows, max_size=rows), min_size=1, max_size=8
+        )
+    )
+)
+def test_every_cell_of_a_heat_map_has_its_colour(z: list[list[float | None]]) -> None:
+    columns, rows = len(z), len(z[0])
+    heat = {"type": "heatmap", "transpose": True, "x": [10 * i for i in range(columns)], "z": z, "zmin": 0, "zmax": 1}
+    heat["colorscale"] = [[0, "rgb(0, 0, 0)"], [1, "rgb(250, 0, 0)"]]
+    layout = {"height": 134, "margin": {"l": 46, "r": 12, "t": 8, "b": 26}}
+    shown = picture({"data": [heat], "layout": layout})
+    found: dict[tuple[int, int], float] = {}
+    for path, red in re.findall(r'd="([^"]*)" fill="rgb\((\d+), 0, 0\)"', shown):
+        for x, y, wide, tall in re.findall(r"M([\d.]+) ([\d.]+)h([\d.]+)v([\d.]+)h-[\d.]+z", path):
+            assert float(tall) == pytest.approx(100 / rows, abs=0.06)
+            row = round(float(y) * rows / 100)
+            first, last = (round(edge * columns / 1000) for edge in (float(x), float(x) + float(wide)))
+            for column in range(first, last):
+                assert (column, row) not in found
+                found[column, row] = int(red) / 250
+    known = {(i, row): min(max(v, 0.0), 1.0) for i, col in enumerate(z) for row, v in enumerate(col) if v is not None}
+    assert found == pytest.approx(known, abs=0.5 / 31 + 0.003)
+
+
 def test_what_is_no_line_leaves_its_place_empty() -> None:
     layout = {"height": 60, "margin": {"l": 1, "r": 1, "t": 5, "b": 5}}
     marks = line([1.0, 1.0], yaxis="y2")
-    for data in ([], [{"type": "heatmap"}], [marks], [line([None])]):
+    for data in ([], [{"type": "heatmap"}], [{"type": "bar", "x": [1]}], [marks], [line([None])]):
         shown = still(html.Div(dcc.Graph(figure={"data": data, "layout": layout})))
         assert "<path" not in shown and 'height="50"' in shown
     assert still(dcc.Graph()) == still(dcc.Store(id="x")) == still(None) == ""
