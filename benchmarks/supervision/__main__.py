@@ -113,15 +113,15 @@ def report(rows: Sequence[Row]) -> str:
 
 
 def figure(rows: Sequence[Row]) -> str:
-    """The one line that sums it up."""
-    lost = sum(row.arm == "none" and not row.alive for row in rows)
-    kept = [k for k in kept_alive(rows) if "triggered" in k["cell"]]
-    best = max(kept, key=lambda k: (k["alive"]["mean"], -k["supervised"]), default=None)
-    told = "no triggered cell"
-    if best is not None:
-        share, steps = best["alive"]["mean"], best["supervised"]
-        told = f"{best['cell']} keeps {share:.0%} of them alive with {steps:.1f} supervised steps"
-    return f"supervision: {len(rows)} runs; RL alone loses {lost}; {told}"
+    """The one line that sums it up: at all rates together, so that no cell is picked for it."""
+    lost = {(row.rate, row.seed) for row in rows if row.arm == "none" and not row.alive}
+    told = [f"supervision: {len(rows)} runs; RL alone loses {len(lost)}"]
+    for schedule in ("triggered", "interleaved"):
+        own = [r for r in rows if r.cell == Cell("erroneous", schedule, r.rate).name and (r.rate, r.seed) in lost]
+        if own:
+            kept, steps = sum(r.alive for r in own), sum(r.supervised for r in own) / len(own)
+            told.append(f"erroneous, {schedule}, keeps {kept:.0f} of {len(own)} with {steps:.1f} supervised steps")
+    return "; ".join(told)
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:
