@@ -16,6 +16,7 @@ from collapsewatch.dashboards.run_feed import RunFeed
 from collapsewatch.dashboards.views import View
 
 NEEDS = ("metrics",)
+_TITLE_PX = 28
 
 
 def page(rows: Sequence[Row], logdir: Path) -> str:
@@ -32,7 +33,10 @@ def page(rows: Sequence[Row], logdir: Path) -> str:
         parts.append(f"<h2>{escape(names[0])}</h2>")
         for panel in (REWARD, PARSE_RATE, STRUCTURE):
             if (drawn := panel.draw(names[0], view)) is not None:
-                drawn["layout"]["title"] = {"text": panel.title}
+                layout = drawn["layout"]
+                layout["title"] = {"text": panel.title, "font": {"size": 14}}
+                layout["height"] += _TITLE_PX
+                layout["margin"] = {**layout["margin"], "t": layout["margin"]["t"] + _TITLE_PX}
                 library = len(parts) == 1  # the first figure brings it along
                 parts.append(plotly.io.to_html(drawn, include_plotlyjs=library, full_html=False, validate=False))
     return f"<!doctype html><meta charset=utf-8><title>supervision</title>{''.join(parts)}"
