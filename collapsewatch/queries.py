@@ -227,6 +227,10 @@ class Run:
                     yield con
             except DatabaseLocked as error:
                 raise RunError(f"run: got {self.path}, locked ({error}), expected it free; try again") from error
+            except RuntimeError as error:
+                if str(error) == "Query interrupted":  # what DuckDB makes of Ctrl-C
+                    raise KeyboardInterrupt from None
+                raise
             except (duckdb.Error, StoreError, OSError) as error:
                 raise RunError(f"run: got {self.path} ({first_line(error)}), expected a sound run") from error
 

@@ -3,8 +3,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -203,6 +205,15 @@ def test_sql_that_could_write_reach_out_or_fails_is_refused_in_one_line(
     assert not out.exists()
     assert run.query("SELECT * FROM metrics").rows == before
     assert run.query("SELECT count(*) FROM events").rows == [(1,)]
+
+
+def test_ctrl_c_in_the_middle_of_a_query_is_ctrl_c(run: Run) -> None:
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        run.query("SELECT max(hash(a.range + b.range)) FROM range(1000000) a, range(1000000) b")
+    timer.join()
+    assert run.query("SELECT 1").rows == [(1,)]
 
 
 def test_a_view_planted_in_the_file_reaches_nothing_outside(run: Run) -> None:
