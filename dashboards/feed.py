@@ -62,7 +62,6 @@ class Feed:
     def close(self) -> None:
         """Stop looking, for good, and let go of all files."""
         self._closed = True
-        self._asked = -math.inf
         if self._follower is not None:
             self._follower.join()
         with self._lock:
@@ -79,7 +78,7 @@ class Feed:
         return run is None or bool(run.error) or table in run.followed
 
     def _follow(self) -> None:
-        while time.monotonic() - self._asked < SHOWN_S:
+        while not self._closed and time.monotonic() - self._asked < SHOWN_S:
             self.refresh()
             time.sleep(REFRESH_S)
 

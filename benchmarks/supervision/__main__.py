@@ -114,13 +114,15 @@ def report(rows: Sequence[Row]) -> str:
 
 def figure(rows: Sequence[Row]) -> str:
     """The one line that sums it up: at all rates together, so that no cell is picked for it."""
-    lost = {(row.rate, row.seed) for row in rows if row.arm == "none" and not row.alive}
-    told = [f"supervision: {len(rows)} runs; RL alone loses {len(lost)}"]
+    lost = sum(row.arm == "none" and not row.alive for row in rows)
+    told = [f"supervision: {len(rows)} runs; RL alone loses {lost}"]
+    kept = kept_alive(rows)
     for schedule in ("triggered", "interleaved"):
-        own = [r for r in rows if r.cell == Cell("erroneous", schedule, r.rate).name and (r.rate, r.seed) in lost]
-        if own:
-            kept, steps = sum(r.alive for r in own), sum(r.supervised for r in own) / len(own)
-            told.append(f"erroneous, {schedule}, keeps {kept:.0f} of {len(own)} with {steps:.1f} supervised steps")
+        own = [cell for cell in kept if cell["cell"].startswith(f"erroneous-{schedule}-")]
+        if of := sum(cell["lost_alone"] for cell in own):
+            alive = sum(cell["lost_alone"] * cell["alive"]["mean"] for cell in own)
+            steps = sum(cell["lost_alone"] * cell["supervised"] for cell in own) / of
+            told.append(f"erroneous, {schedule}, keeps {alive:.0f} of {of} with {steps:.1f} supervised steps")
     return "; ".join(told)
 
 
